@@ -1,0 +1,307 @@
+"""The recipe: one YAML file that states every stage of a run, as pydantic models.
+
+Every field has a default (a recipe states only what differs), a unit and a sentence; unknown keys are errors; the
+models are frozen. Checks that compare fields stand together in `contradictions`. Reading files, overrides and error
+messages: `recipe_load.py`. Where a default comes from the original StackLLaMA recipe (April 2023), its field says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+EMBEDDED = "embedded"
+EMBEDDED_TEXT = "embedded-text"
+SIZE = re.compile(r"\d+(\.\d+)?[km]")
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """What all parts of a recipe share: unknown keys are errors, nothing changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, validate_default=True
+    )
+
+
+class Base(Section):
+    """The model that everything starts from. `base: MODEL` is short for `base: {model: MODEL}`."""
+
+    model: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="The base model: `embedded` (shipped with the package), `smollm2-135m-instruct`, a Hub id, a "
+        "folder, a GGUF file, or a size in parameters such as `3m` (random weights, and a tokenizer of the data).",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub id; none means its default branch.")
+    vocabulary: int = Field(
+        1024,
+        ge=260,
+        le=262_144,
+        description="Size of the tokenizer in tokens, when one is trained (`model` is a size).",
+    )
+
+
+class Splits(Section):
+    """How questions are shared out. They sum to 1; a question's cluster always falls into the same split."""
+
+    sft: Fraction = Field(0.3, description="Fraction of the questions for supervised fine-tuning.")
+    reward: Fraction = Field(0.35, description="Fraction for the reward model that PPO follows.")
+    judge: Fraction = Field(0.15, description="Fraction for the judge, a reward model that PPO never sees.")
+    ppo: Fraction = Field(0.1, description="Fraction whose questions are PPO's prompts.")
+    eval: Fraction = Field(0.1, description="Fraction that is held out from all training.")
+
+
+class Data(Section):
+    """The dump and what is made of it."""
+
+    source: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        min_length=1,
+        description="Dumps: Posts.xml files, folders of tables or .7z archives, relative to the working directory; or "
+        "`embedded` (the synthetic community); or `embedded-text` (plain text of its world, for pretraining).",
+    )
+    questions: int = Field(4000, ge=10, le=10_000_000, description="Questions to generate (source `embedded` only).")
+    documents: int = Field(20_000, ge=10, description="Documents to generate (source `embedded-text` only).")
+    titles: bool = Field(True, description="Whether a question's title stands above its body (the original: false).")
+    max_pairs: int = Field(10, ge=1, le=1000, description="Most pairs taken from one question (the original: 10).")
+    allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
+    splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
+
+
+class LoRA(Section):
+    """Low-rank adapters, used where a stage's `method` is `lora`."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update; it is multiplied by alpha / rank.")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability of dropping an adapter's input; above 0 PPO's first step is not exact.",
+    )
+    targets: tuple[Linear, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Linear layers that get an adapter.",
+    )
+
+
+class Optimization(Section):
+    """What every trained stage has: adapters or full weights, and AdamW."""
+
+    method: Literal["lora", "full"] = Field("lora", description="Train low-rank adapters, or all weights.")
+    lora: LoRA = Field(default_factory=LoRA, description="The adapters, where `method` is `lora`.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Learning rate after warm-up: kept, or falling to 0 at the last step."
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="Fraction of all steps over which the rate rises from 0.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="Decoupled weight decay; biases, norms and heads have none."
+    )
+    clip_norm: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient; a longer one is scaled down.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's decay rates of the two moments.")
+
+
+class SFT(Optimization):
+    """Supervised fine-tuning on good answers (or on plain documents)."""
+
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the SFT split; fractions are allowed.")
+    max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
+    tokens_per_step: int = Field(8192, ge=16, description="Tokens in one optimizer step (packed, without padding).")
+    max_tokens: int = Field(1024, ge=16, description="Longest document in tokens; a longer one loses its end.")
+    answers: Literal["best", "all"] = Field("best", description="Learn each question's best answer, or all of them.")
+    loss_on: Literal["answer", "all"] = Field("answer", description="Tokens that are learned: answers, or all.")
+
+
+class Reward(Optimization):
+    """The reward model; the judge is trained the same way on its own split."""
+
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Learning rate after warm-up: kept, or falling to 0 at the last step."
+    )
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the reward split (the original: 1).")
+    max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
+    questions_per_step: int = Field(16, ge=1, description="Questions, with all their answers, in one optimizer step.")
+    answers_per_question: int = Field(
+        8, ge=2, le=64, description="Most answers of a question; more are left to chance."
+    )
+    max_question_tokens: int = Field(512, ge=8, description="Longest question in tokens; a longer one is cut.")
+    max_answer_tokens: int = Field(512, ge=8, description="Longest answer in tokens; a longer one is left out.")
+
+
+class KL(Section):
+    """The penalty that keeps the policy near the SFT model."""
+
+    controller: Literal["adaptive", "fixed"] = Field("adaptive", description="Steer the coefficient, or keep it.")
+    coefficient: float = Field(
+        0.2, ge=0, description="Reward taken off per nat of KL at the start (the original: 0.2)."
+    )
+    target: float = Field(6.0, gt=0, description="KL of a response that the controller steers to, in nats.")
+    horizon: float = Field(10_000.0, gt=0, description="Episodes over which the controller acts; less is faster.")
+    estimator: Literal["k1", "k3"] = Field(
+        "k1", description="Penalty of a token: log ratio (k1, unbiased), or ratio - 1 - log ratio (k3, never negative)."
+    )
+
+
+class PPO(Optimization):
+    """Proximal policy optimization against the reward model."""
+
+    learning_rate: float = Field(1.4e-5, gt=0, le=1, description="Peak learning rate of AdamW (the original: 1.4e-5).")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after warm-up: kept, or falling to 0 at the last step."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Fraction of all steps over which the rate rises from 0.")
+    steps: int = Field(200, ge=1, description="Batches that are sampled and learned from.")
+    prompts_per_step: int = Field(32, ge=1, description="Distinct questions in a batch.")
+    samples_per_prompt: int = Field(2, ge=1, description="Responses sampled for each question.")
+    epochs: int = Field(4, ge=1, le=100, description="Passes over each batch (the original: 4).")
+    minibatches: int = Field(4, ge=1, description="Optimizer steps in one pass; they divide a batch's prompts.")
+    max_prompt_tokens: int = Field(512, ge=8, description="Longest prompt in tokens; a longer one is left out.")
+    max_new_tokens: int = Field(128, ge=1, description="Longest response in tokens.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward per token (the original: 1).")
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, alias="lambda", description="Decay of advantage estimates per token (the original: 0.95)."
+    )
+    clip: float = Field(0.2, gt=0, lt=1, description="The policy's ratio counts within 1 - clip .. 1 + clip.")
+    value_clip: float = Field(0.2, gt=0, description="Most that a value may move from the sampled one, in reward.")
+    value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+    whiten: bool = Field(True, description="Whether a batch's advantages are given mean 0 and deviation 1.")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="Reward taken off a response that does not end by itself."
+    )
+    ratio_guard: float = Field(10.0, gt=1, description="A minibatch whose mean ratio is above this is skipped.")
+    policy_kl_stop: float | None = Field(
+        0.15, gt=0, description="KL per token from the sampling policy, in nats, that ends a batch; none: never."
+    )
+    kl: KL = Field(default_factory=KL, description="The penalty that keeps the policy near the SFT model.")
+
+
+class Evaluate(Section):
+    """What is measured after training, on the eval split."""
+
+    prompts: int = Field(128, ge=2, description="Held-out questions answered by the SFT model and by the policy.")
+    samples_per_prompt: int = Field(1, ge=1, description="Answers to each of them by each model.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens; none: as in `ppo`.")
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval, as a fraction.")
+    perplexity_answers: int = Field(200, ge=1, description="Held-out answers whose perplexity is measured.")
+    side_by_side: int = Field(10, ge=0, le=1000, description="Pairs of answers shown in the report.")
+
+
+class Compute(Section):
+    """The machine. Nothing here changes what is learned, only how fast and in which bits."""
+
+    threads: int | None = Field(None, ge=1, le=1024, description="Processor threads; none: one for each core.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of the weights in use; auto: bfloat16 where the processor multiplies it in hardware."
+    )
+    row_tokens: int = Field(2048, ge=32, description="Length of a packed row in tokens: the unit of memory.")
+    checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between two checkpoints.")
+    log_steps: int = Field(10, ge=1, description="Optimizer steps between two lines of metrics.")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="The run's name, and its folder inside `folder`; without it, the name of the recipe's file.",
+    )
+    folder: str = Field("runs", min_length=1, description="Where runs are kept, relative to the working directory.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random; never of facts or splits.")
+    base: Base = Field(default_factory=Base, description="The model that everything starts from.")
+    data: Data = Field(description="The dump and what is made of it.")
+    sft: SFT = Field(default_factory=SFT, description="Supervised fine-tuning.")
+    reward: Reward = Field(default_factory=Reward, description="The reward model, and the judge.")
+    ppo: PPO = Field(default_factory=PPO, description="PPO against the reward model.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="What is measured after training.")
+    compute: Compute = Field(default_factory=Compute, description="The machine.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_base(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("base"), str):
+            return {**values, "base": {"model": values["base"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        problems = list(contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this recipe has, in order; a recipe on plain documents ends after SFT."""
+        if self.data.source == (EMBEDDED_TEXT,):
+            return ("data", "sft")
+        return ("data", "sft", "reward", "judge", "ppo", "evaluate")
+
+
+def is_size(model: str) -> bool:
+    """Whether `base.model` asks for random weights of a size, such as `3m` or `16.5m`."""
+    return SIZE.fullmatch(model) is not None
+
+
+def contradictions(recipe: Recipe) -> Iterator[str]:
+    """Each pair of settings that cannot both hold: the keys, their values, and what to change."""
+    yield from _data_contradictions(recipe)
+    sft, reward, ppo, row = recipe.sft, recipe.reward, recipe.ppo, recipe.compute.row_tokens
+    if sft.max_tokens > sft.tokens_per_step:
+        yield (
+            f"sft.max_tokens = {sft.max_tokens} is more than sft.tokens_per_step = {sft.tokens_per_step}: "
+            "a document has to fit in a step; raise tokens_per_step or lower max_tokens"
+        )
+    rows = {
+        f"sft.max_tokens = {sft.max_tokens}": sft.max_tokens,
+        f"reward.max_question_tokens + 2 * reward.max_answer_tokens = {reward.max_question_tokens} + 2 * "
+        f"{reward.max_answer_tokens}": reward.max_question_tokens + 2 * reward.max_answer_tokens,
+        f"ppo.max_prompt_tokens + ppo.max_new_tokens = {ppo.max_prompt_tokens} + {ppo.max_new_tokens}": (
+            ppo.max_prompt_tokens + ppo.max_new_tokens
+        ),
+    }
+    for text, tokens in rows.items():
+        if tokens > row:
+            yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
+    if ppo.prompts_per_step % ppo.minibatches:
+        allowed = [n for n in range(1, ppo.prompts_per_step + 1) if ppo.prompts_per_step % n == 0]
+        yield (
+            f"ppo.minibatches = {ppo.minibatches} does not divide ppo.prompts_per_step = {ppo.prompts_per_step}; "
+            f"allowed: {', '.join(map(str, allowed))}"
+        )
+    if ppo.whiten and ppo.prompts_per_step * ppo.samples_per_prompt < 2:
+        yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
+    if is_size(recipe.base.model) and sft.method == "lora":
+        yield f"base.model = {recipe.base.model} starts from random weights: sft.method must be full, not lora"
+
+
+def _data_contradictions(recipe: Recipe) -> Iterator[str]:
+    source, fractions = recipe.data.source, recipe.data.splits.model_dump()
+    for word in (EMBEDDED, EMBEDDED_TEXT):
+        if word in source and len(source) > 1:
+            yield f"data.source = {list(source)}: `{word}` must stand alone"
+    if abs(sum(fractions.values()) - 1) > 1e-6:
+        terms = " + ".join(f"{name} {value:g}" for name, value in fractions.items())
+        yield f"data.splits must sum to 1, but {terms} = {sum(fractions.values()):g}"
+    if source == (EMBEDDED_TEXT,):
+        if recipe.sft.loss_on != "all":
+            yield "data.source = embedded-text has no answers: sft.loss_on must be all"
+        needed: tuple[str, ...] = ("sft", "eval")
+    else:
+        needed = tuple(fractions)
+    for name in needed:
+        if fractions[name] == 0:
+            yield f"data.splits.{name} = 0: this recipe has a stage that needs it; allowed: above 0"
