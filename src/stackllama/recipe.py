@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 EMBEDDED = "embedded"
 EMBEDDED_TEXT = "embedded-text"
-SIZE = re.compile(r"\d+(\.\d+)?[km]")
+SIZE = re.compile(r"\d+(\.\d+)?[mMbB]")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,58 @@
+"""What decides bits beside recipe and data: versions, thread count, processor features."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("stackllama", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """The versions, the thread count and the processor, as they are noted in a run's lineage."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+        "threads": threads,
+        "processor": processor(),
+        "features": processor_features(),
+    }
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two environments, such as `torch was 2.12.0 and is 2.13.0`."""
+    before, after = ({**env, **env.get("packages", {})} for env in (then, now))
+    for key in after:
+        if key != "packages" and before.get(key) != after[key]:
+            yield f"{key} was {before.get(key)} and is {after[key]}"
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, None where it is missing; the package is not imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's name."""
+    return next(_cpuinfo("model name"), "") or platform.processor() or platform.machine()
+
+
+def processor_features() -> list[str]:
+    """Which of FEATURES the processor has; empty where the system does not say."""
+    line = next(_cpuinfo("flags"), "") or next(_cpuinfo("Features"), "")
+    return [name for name in FEATURES if name in line.split()]
+
+
+def _cpuinfo(key: str) -> Iterator[str]:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            yield value.strip()

@@ -1,0 +1,322 @@
+"""A run is a folder: `runs/NAME/` with its recipe, its lineage, a folder for each stage, a summary and a report.
+
+    recipe.yaml          every field of the recipe, written out
+    lineage.json         by stage: what it was made from (hashes), what it made (hashes), versions, threads, processor
+    STAGE/               the stage's own files; final weights in STAGE/final/
+    STAGE/complete.json  written last: while it is missing, the stage goes on where it was
+    summary.json         see summary.py
+
+One process at a time: a lock on `.lock`. What a stage was made from is compared each time, so that a stage never goes
+on from, or stands on, something that was made again differently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stackllama.environment import changes, environment
+from stackllama.errors import RunError
+from stackllama.files import atomic_write_json, atomic_write_text, digest_json, is_temporary, raise_if_full, read_json
+from stackllama.recipe import Recipe
+from stackllama.recipe_load import flatten, load_recipe, to_yaml
+
+STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
+"""In their order; each has a folder of that name."""
+
+COMMANDS = {stage: stage for stage in STAGES} | {"judge": "reward"}
+"""The command that makes a stage; `stackllama reward` trains the judge too."""
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "data": (),
+    "sft": ("data",),
+    "reward": ("data", "sft"),
+    "judge": ("data", "sft"),
+    "ppo": ("data", "sft", "reward"),
+    "evaluate": ("data", "sft", "reward", "judge", "ppo"),
+}
+"""What a stage is made from; `evaluate` of a recipe without PPO does not exist."""
+
+FIRST_TOUCHED = {"seed": "data", "base": "sft", "compute.dtype": "sft", "compute.row_tokens": "sft"} | {
+    stage: stage for stage in STAGES
+}
+"""First stage that a key, or any key of a section, changes. Keys that are not here change nothing that is kept."""
+
+_FORMAT = 1
+_OWN_FILES = ("recipe.yaml", "lineage.json", ".lock")
+
+
+class Run:
+    """An open, locked run folder. Use it in a `with`; made by `open_run`."""
+
+    def __init__(self, folder: Path, *, recipe_digest: str, threads: int, lock: int) -> None:
+        self.folder = folder
+        self._recipe_digest = recipe_digest
+        self._threads = threads
+        self._lock: int | None = lock
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    def stage(self, stage: str) -> Path:
+        """The folder of a stage, whether it exists or not."""
+        assert stage in STAGES, stage
+        return self.folder / stage
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether the stage has ended. Errors: RunError where it was made from something that has changed since."""
+        marker = self._marker(stage)
+        if marker is None:
+            return False
+        self._refuse_other_inputs(stage, marker["inputs"])
+        return True
+
+    def outputs(self, stage: str) -> dict[str, str]:
+        """Name -> hash of what a complete stage made. Errors: RunError where it is not complete."""
+        marker = self._marker(stage)
+        if marker is None:
+            raise self._missing(stage, needed_by=None)
+        return dict(marker["outputs"])
+
+    def require(self, stage: str) -> None:
+        """Check that all that a stage is made from is complete. Errors: RunError with the command to type first."""
+        for earlier in NEEDS[stage]:
+            if not self.is_complete(earlier):
+                raise self._missing(earlier, needed_by=stage)
+
+    def begin(self, stage: str, *, inputs: Mapping[str, str] | None = None) -> list[str]:
+        """Begin a stage, or go on with it: makes its folder, and notes what it is made from and where.
+
+        `inputs`: name -> hash of what comes from outside (a dump, a base model). What comes from earlier stages is
+        added here. Returns remarks for the user: why the bits of a resumed stage will differ from an unbroken one's.
+
+        Errors: RunError where an earlier stage is missing, or the stage was begun from other inputs.
+        """
+        self.require(stage)
+        made_from = self._made_from(stage) | dict(inputs or {})
+        here, lineage = environment(self._threads), self.lineage()
+        before = lineage["stages"].get(stage)
+        remarks: list[str] = []
+        if before is not None and self._has_begun(stage):
+            self._refuse_other_inputs(stage, before["inputs"], made_from)
+            remarks = [
+                f"{change}: {stage} goes on, but its bits will differ"
+                for change in changes(before["environment"], here)
+            ]
+        self._make(self.stage(stage))
+        lineage["recipe"] = self._recipe_digest
+        lineage["stages"][stage] = {"inputs": made_from, "outputs": {}, "environment": here}
+        atomic_write_json(self.folder / "lineage.json", lineage)
+        return remarks
+
+    def finish(self, stage: str, *, outputs: Mapping[str, str]) -> None:
+        """Mark a stage as complete. `outputs`: name -> hash of what it made."""
+        lineage = self.lineage()
+        assert stage in lineage["stages"], f"{stage} was finished but not begun"
+        lineage["stages"][stage]["outputs"] = dict(outputs)
+        atomic_write_json(self.folder / "lineage.json", lineage)
+        atomic_write_json(self.stage(stage) / "complete.json", {"stage": stage, **lineage["stages"][stage]})
+
+    def lineage(self) -> dict[str, Any]:
+        """What lineage.json holds: format, hash of the recipe, and the stages begun so far."""
+        return _lineage(self.folder)
+
+    def close(self) -> None:
+        """Let go of the folder. Where no stage has written anything, nothing of the run is left behind."""
+        if self._lock is None:
+            return
+        if not any(self._has_begun(stage) for stage in STAGES):
+            _remove_unused(self.folder)
+        os.close(self._lock)
+        self._lock = None
+
+    def _marker(self, stage: str) -> dict[str, Any] | None:
+        path = self.stage(stage) / "complete.json"
+        if not path.exists():
+            return None
+        marker = read_json(path)
+        if not isinstance(marker, dict) or not {"inputs", "outputs"} <= marker.keys():
+            raise RunError(f"{path} is not a stage's mark; delete {path.parent} and run {COMMANDS[stage]} again")
+        return marker
+
+    def _made_from(self, stage: str) -> dict[str, str]:
+        return {earlier: digest_json(self.outputs(earlier)) for earlier in NEEDS[stage]}
+
+    def _refuse_other_inputs(self, stage: str, then: Mapping[str, str], now: Mapping[str, str] | None = None) -> None:
+        if now is None:
+            now = {e: digest_json(m["outputs"]) for e in NEEDS[stage] if (m := self._marker(e)) is not None}
+        changed = sorted(key for key in then.keys() & now.keys() if then[key] != now[key])
+        if changed:
+            raise RunError(
+                f"{self.stage(stage)} was made from another {' and '.join(changed)} than there is now. Delete "
+                f"{self.stage(stage)} and what follows it to make it again, or give the run another --name"
+            )
+
+    def _missing(self, stage: str, *, needed_by: str | None) -> RunError:
+        reason = f"{needed_by} needs {stage}, which" if needed_by else stage
+        state = "is not complete" if self._has_begun(stage) else "has not been run"
+        return RunError(
+            f"{reason} {state} in {self.folder}; first type: stackllama {COMMANDS[stage]} {self.folder / 'recipe.yaml'}"
+        )
+
+    def _has_begun(self, stage: str) -> bool:
+        return _has_begun(self.folder, stage)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise_if_full(error, folder)
+            raise
+
+
+def open_run(recipe: Recipe) -> Run:
+    """Make the recipe's run folder, or open it again, and lock it.
+
+    A folder whose recipe differs in a key that a begun stage depends on is refused; other changes are taken over.
+
+    Errors: RunError for a folder that is no run, is in use by another process, holds another recipe, or cannot be made.
+    """
+    folder = Path(recipe.folder) / recipe.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise_if_full(error, folder)
+        raise RunError(f"{folder} cannot be made: {error.strerror}; choose another --name or --folder") from error
+    if _foreign(folder) and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} holds other files and no recipe.yaml, so it is no run; choose another --name")
+    lock = _lock(folder)
+    try:
+        stored = folder / "recipe.yaml"
+        if stored.is_file():
+            _refuse_other_recipe(folder, load_recipe(stored), recipe)
+        text = to_yaml(recipe)
+        if not stored.is_file() or stored.read_text("utf-8") != text:
+            atomic_write_text(stored, text)
+    except BaseException:
+        os.close(lock)
+        raise
+    digest = digest_json(recipe.model_dump(mode="json", by_alias=True))
+    return Run(folder, recipe_digest=digest, threads=recipe.compute.threads or available_threads(), lock=lock)
+
+
+def find_run(run: str, folder: str = "runs") -> Path:
+    """The folder of a run that exists, given its path or its name. For reading only: takes no lock."""
+    for path in (Path(run), Path(folder) / run):
+        if (path / "recipe.yaml").is_file():
+            return path
+    known = sorted(path.parent.name for path in Path(folder).glob("*/recipe.yaml")) if Path(folder).is_dir() else []
+    raise RunError(
+        f"{run} is not a run; give a run's folder or name. In {folder}/ there is: {', '.join(known) or 'none'}"
+    )
+
+
+def available_threads() -> int:
+    """Processor threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def differing_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value) of everything in which two recipes differ."""
+    before, after = flatten(old), flatten(new)
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def first_touched(key: str) -> str | None:
+    """The first stage whose result depends on a dotted key; None where none does."""
+    while key:
+        if key in FIRST_TOUCHED:
+            return FIRST_TOUCHED[key]
+        key = key.rpartition(".")[0]
+    return None
+
+
+def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
+    begun = [stage for stage in STAGES if _has_begun(folder, stage)]
+    lines, again = [], set()
+    for key, (before, after) in differing_keys(old, new).items():
+        first = first_touched(key)
+        touched = [stage for stage in begun if first and STAGES.index(stage) >= STAGES.index(first)]
+        if touched:
+            lines.append(f"  {key}: {before} -> {after}")
+            again.update(touched)
+    if lines:
+        folders = " ".join(str(folder / stage) for stage in STAGES if stage in again)
+        raise RunError(
+            f"{folder} was begun with another recipe (there -> given):\n" + "\n".join(lines) + "\n"
+            f"Give this run another --name, or delete what was made with the old values: rm -r {folders}"
+        )
+
+
+def _has_begun(folder: Path, stage: str) -> bool:
+    path = folder / stage
+    return path.is_dir() and any(path.iterdir())
+
+
+def _lineage(folder: Path) -> dict[str, Any]:
+    path = folder / "lineage.json"
+    if not path.exists():
+        return {"format": _FORMAT, "recipe": "", "stages": {}}
+    lineage = read_json(path)
+    if not isinstance(lineage, dict) or lineage.get("format") != _FORMAT:
+        raise RunError(f"{path} was written by another version of stackllama; give the run another --name")
+    return lineage
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the run's lock; the system lets go of it when the process ends, however it ends."""
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise_if_full(error, path)
+            raise RunError(f"{path} cannot be opened: {error.strerror}; choose another --name or --folder") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise RunError(
+                    f"{path} cannot be locked ({error.strerror}); choose a --folder on a local disk"
+                ) from error
+            raise RunError(
+                f"{folder} is in use by another process ({owner or 'unknown'}); wait for it, or use another --name"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else: its owner removed it in between
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+        os.close(descriptor)
+
+
+def _remove_unused(folder: Path) -> None:
+    for stage in STAGES:
+        with contextlib.suppress(OSError):
+            (folder / stage).rmdir()
+    if not _foreign(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a folder holds anything but the files that opening a run makes."""
+    return any(item.name not in _OWN_FILES and not is_temporary(item) for item in folder.iterdir())

@@ -1,0 +1,201 @@
+"""`summary.json`: the numbers of a run, one section a stage, with a documented schema.
+
+Every value is None (and left out of the file) until its stage has measured it. `_low` and `_high` are the ends of the
+interval whose coverage is `confidence`. The page `docs/summary.md` is written from these models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stackllama.errors import RunError
+from stackllama.files import atomic_write_json, read_json
+
+FILE = "summary.json"
+
+
+def _number(description: str) -> Any:
+    """An optional number; `description` says what was measured, and its unit."""
+    return Field(None, description=description)
+
+
+class Part(BaseModel):
+    """What all sections share: unknown keys are errors, and so are NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataNumbers(Part):
+    """What the dump gave."""
+
+    questions: int | None = _number("Questions kept, over all splits.")
+    answers: int | None = _number("Their answers.")
+    pairs: int | None = _number("Pairs of a better and a worse answer.")
+    documents: int | None = _number("Plain documents, where the source has no questions.")
+
+
+class SFTNumbers(Part):
+    """Supervised fine-tuning, on held-out answers."""
+
+    perplexity_before: float | None = _number("Perplexity per answer token of the base model.")
+    perplexity_before_low: float | None = _number("Lower end.")
+    perplexity_before_high: float | None = _number("Upper end.")
+    perplexity_after: float | None = _number("Perplexity per answer token after SFT (adapter merged and rounded).")
+    perplexity_after_low: float | None = _number("Lower end.")
+    perplexity_after_high: float | None = _number("Upper end.")
+    perplexity_difference_low: float | None = _number("Lower end of after - before, paired by question.")
+    perplexity_difference_high: float | None = _number("Upper end of after - before.")
+    perplexity_unmerged: float | None = _number("Perplexity with the adapter live: what merging and rounding cost.")
+    tokens_per_second: float | None = _number("Tokens trained on, per second of the stage's steps.")
+    steps: int | None = _number("Optimizer steps.")
+
+
+class RankingNumbers(Part):
+    """A reward model on held-out questions: the mean over questions of the mean over pairs."""
+
+    accuracy: float | None = _number("Share of pairs ranked as the community did, 0 to 1.")
+    accuracy_low: float | None = _number("Lower end.")
+    accuracy_high: float | None = _number("Upper end.")
+    longer_wins: float | None = _number("Accuracy of preferring the longer answer, on the same pairs.")
+    longer_wins_low: float | None = _number("Lower end.")
+    longer_wins_high: float | None = _number("Upper end.")
+    earlier_wins: float | None = _number("Accuracy of preferring the earlier answer, on the same pairs.")
+    earlier_wins_low: float | None = _number("Lower end.")
+    earlier_wins_high: float | None = _number("Upper end.")
+    over_longer_low: float | None = _number("Lower end of accuracy - longer_wins, paired by question.")
+    over_longer_high: float | None = _number("Upper end of accuracy - longer_wins.")
+    over_earlier_low: float | None = _number("Lower end of accuracy - earlier_wins, paired by question.")
+    over_earlier_high: float | None = _number("Upper end of accuracy - earlier_wins.")
+    questions: int | None = _number("Questions behind these numbers.")
+    pairs: int | None = _number("Pairs behind these numbers.")
+    pairs_per_second: float | None = _number("Pairs trained on, per second of the stage's steps.")
+    steps: int | None = _number("Optimizer steps.")
+
+
+class PPONumbers(Part):
+    """The policy against the SFT model, on the same held-out prompts."""
+
+    prompts: int | None = _number("Held-out questions answered.")
+    reward_before: float | None = _number("Mean score of the SFT model's answers, by the training reward model.")
+    reward_after: float | None = _number("Mean score of the policy's answers, by the training reward model.")
+    reward_difference_low: float | None = _number("Lower end of after - before, paired by question.")
+    reward_difference_high: float | None = _number("Upper end of after - before.")
+    judge_before: float | None = _number("Mean score of the SFT model's answers, by the judge.")
+    judge_after: float | None = _number("Mean score of the policy's answers, by the judge.")
+    judge_difference_low: float | None = _number("Lower end of after - before.")
+    judge_difference_high: float | None = _number("Upper end of after - before.")
+    kl: float | None = _number("KL from the SFT model: sum over an answer's tokens, mean over answers, in nats.")
+    kl_low: float | None = _number("Lower end.")
+    kl_high: float | None = _number("Upper end.")
+    win_rate: float | None = _number("Share of questions where the judge prefers the policy (ties count half).")
+    win_rate_low: float | None = _number("Lower end.")
+    win_rate_high: float | None = _number("Upper end.")
+    win_rate_training_reward: float | None = _number("The same by the training reward model, which PPO followed.")
+    win_rate_training_reward_low: float | None = _number("Lower end.")
+    win_rate_training_reward_high: float | None = _number("Upper end.")
+    length_before: float | None = _number("Mean length of the SFT model's answers, in tokens.")
+    length_after: float | None = _number("Mean length of the policy's answers, in tokens.")
+    length_difference_low: float | None = _number("Lower end of after - before.")
+    length_difference_high: float | None = _number("Upper end of after - before.")
+    eos_rate_before: float | None = _number("Share of the SFT model's answers that end by themselves.")
+    eos_rate_after: float | None = _number("Share of the policy's answers that end by themselves.")
+    repetition_before: float | None = _number("Repetition in the SFT model's answers (see the metrics glossary).")
+    repetition_after: float | None = _number("Repetition in the policy's answers.")
+    episodes_per_second: float | None = _number("Responses sampled and learned from, per second of the stage's steps.")
+    steps: int | None = _number("Batches sampled and learned from.")
+
+
+class GoldNumbers(Part):
+    """Mean gold score (0 to 1) of sampled answers, where the community has one; for reports only."""
+
+    sft: float | None = _number("Of the SFT model.")
+    ppo: float | None = _number("Of the policy.")
+    difference: float | None = _number("ppo - sft, paired by question.")
+    low: float | None = _number("Lower end of the difference.")
+    high: float | None = _number("Upper end of the difference.")
+
+
+class Seconds(Part):
+    """Wall-clock time of each stage; `total` is their sum."""
+
+    data: float | None = _number("Reading the dump, making pairs and splits.")
+    sft: float | None = _number("SFT, with its perplexities.")
+    reward: float | None = _number("The reward model.")
+    judge: float | None = _number("The judge.")
+    ppo: float | None = _number("PPO.")
+    evaluate: float | None = _number("Evaluation.")
+    total: float | None = _number("All of them.")
+
+
+class Summary(Part):
+    """The whole file."""
+
+    name: str | None = Field(None, description="The run's name.")
+    confidence: float | None = _number("Coverage of every interval, as a fraction.")
+    data: DataNumbers = DataNumbers()
+    sft: SFTNumbers = SFTNumbers()
+    reward: RankingNumbers = RankingNumbers()
+    judge: RankingNumbers = RankingNumbers()
+    ppo: PPONumbers = PPONumbers()
+    gold: GoldNumbers = GoldNumbers()
+    seconds: Seconds = Seconds()
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary in a run's folder, an empty one where there is none yet. Errors: RunError for a broken file."""
+    path = folder / FILE
+    return _checked(read_json(path), path) if path.exists() else Summary()
+
+
+def merge_summary(folder: Path, patch: Mapping[str, Any]) -> Summary:
+    """Put a stage's numbers into the summary of a run, keep the others, and add up `seconds.total`.
+
+    `patch` is nested like the file: `{"sft": {"perplexity_after": 12.3}, "seconds": {"sft": 40.1}}`; None removes.
+    Errors: RunError for a key that the schema does not have, or a value that is not finite.
+    """
+    path = folder / FILE
+    merged = read_summary(folder).model_dump()
+    for key, value in patch.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, Mapping) and key in merged else value
+    stages = [v for k, v in merged["seconds"].items() if k != "total" and v is not None]
+    merged["seconds"]["total"] = sum(stages) if stages else None
+    summary = _checked(merged, path)
+    filled = summary.model_dump(exclude_none=True)
+    atomic_write_json(path, {key: value for key, value in filled.items() if value != {}})
+    return summary
+
+
+def summary_reference() -> str:
+    """The page docs/summary.md, in Markdown."""
+    lines = ["# summary.json\n", (Summary.__doc__ or "") + " " + _INTRODUCTION]
+    for name, field in Summary.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            lines += [f"\n## `{name}`\n", f"{kind.__doc__}\n", "| key | meaning |", "| --- | --- |"]
+            lines += [f"| `{name}.{key}` | {inner.description} |" for key, inner in kind.model_fields.items()]
+        else:
+            lines.append(f"- `{name}`: {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """It stands in the run's folder, and each stage adds its section when it ends. A number that was
+not measured is left out. Accuracies, win rates and their baselines are means over questions of the mean over their
+pairs or answers; `_low` and `_high` are the ends of bootstrap intervals over question clusters; a comparison is an
+interval of the paired difference. This page is written by `stackllama recipe reference --summary`; a test keeps it and
+the code the same.
+"""
+
+
+def _checked(values: Any, path: Path) -> Summary:
+    try:
+        return Summary.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RunError(
+            f"{path}: {key} = {first['input']!r} does not fit ({first['msg']}); docs/summary.md lists the keys"
+        ) from error
