@@ -1,0 +1,154 @@
+"""The command line taken apart: commands, their options, and dotted overrides of the recipe. Standard library only.
+
+    stackllama run recipes/quickstart.yaml --name try-6 --ppo.kl.target 6
+
+Left out on purpose: an option for each key of the recipe; docs/recipe.md lists them, and errors name the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stackllama.errors import RecipeError
+
+OVERRIDES = """any key of the recipe is an option of its dotted name, as in
+  --ppo.kl.target 6    --data.source dump.7z    --reward.lora.targets '[q_proj, v_proj]'
+docs/recipe.md lists the keys; `stackllama recipe show RECIPE` prints their values."""
+
+STAGES = {
+    "data": "read the dump: posts, preferences, splits",
+    "sft": "supervised fine-tuning",
+    "reward": "train the reward model and the judge",
+    "ppo": "train the policy with PPO against the reward model",
+    "evaluate": "measure the policy against the SFT model on held-out questions",
+}
+"""Commands that run one stage, with their help."""
+
+TAKE_OVERRIDES = (("quickstart",), ("run",), *((stage,) for stage in STAGES), ("recipe", "show"))
+VALUED, FLAGS = ("name", "seed", "folder"), ("help", "allow-truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A command, such as `run` or `recipe show`; its options; dotted key -> text of the recipe's overrides."""
+
+    command: str
+    options: argparse.Namespace
+    overrides: dict[str, str]
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Take a command line apart. Exits with code 2, as argparse does, on a command or option that does not exist.
+
+    Errors: RecipeError for an override without a value.
+    """
+    takes_overrides = any(tuple(words[: len(command)]) == command for command in TAKE_OVERRIDES)
+    own, overrides = split_overrides(words) if takes_overrides else (list(words), {})
+    options = build_parser().parse_args(own)
+    if takes_overrides:
+        overrides |= {key: getattr(options, key) for key in VALUED if getattr(options, key) is not None}
+        if options.allow_truncated:
+            overrides["data.allow_truncated"] = "true"
+    return Arguments(options.command, options, overrides)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(what argparse knows, dotted key -> text). Every `--key` that is no option of ours takes one value."""
+    own: list[str] = []
+    overrides: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key or key in FLAGS:
+            own.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise RecipeError(f"--{key} needs a value, as in --{key} VALUE or --{key}=VALUE")
+            value = rest.pop(0)
+        if key in VALUED:
+            own.append(f"--{key}={value}")
+        else:
+            overrides[key.replace("-", "_")] = value
+    return own, overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options; the namespace has the command's name in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="stackllama",
+        description="From a Stack Exchange dump to an assistant trained by human preference.",
+        epilog="Start with `stackllama quickstart`: the whole journey on an embedded community, in minutes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_const", const="version", dest="command", help="print the version")
+    parser.set_defaults(command="help")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_recipe_command(commands, "quickstart", "the whole journey on the embedded community", recipe=False)
+    _add_recipe_command(commands, "run", "every stage of a recipe, then the report")
+    for name, text in STAGES.items():
+        _add_recipe_command(commands, name, text)
+    _run_option(_add(commands, "report", "write runs/NAME/report.html"))
+    _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
+    _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
+    _add(commands, "doctor", "look at this machine: versions, memory, disk, speed")
+    inner = _add(commands, "recipe", "look at recipes").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    _add_recipe_command(inner, "show", "print a recipe with every key written out", command="recipe show")
+    reference = _add(inner, "reference", "print the reference of all keys", command="recipe reference")
+    reference.add_argument("--summary", action="store_true", help="the reference of summary.json instead")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, *, command: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    parser.set_defaults(command=command or name)
+    return parser
+
+
+def _add_recipe_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    *,
+    command: str | None = None,
+    recipe: bool = True,
+) -> None:
+    parser = _add(commands, name, text, command=command)
+    parser.epilog, parser.formatter_class = OVERRIDES, argparse.RawDescriptionHelpFormatter
+    if recipe:
+        parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, a packaged recipe's name, or a run's folder")
+    else:
+        parser.set_defaults(recipe=name)
+    parser.add_argument("--name", metavar="NAME", help="the run's name (default: the recipe's)")
+    parser.add_argument("--seed", metavar="N", help="the run's seed (default: the recipe's)")
+    parser.add_argument("--folder", metavar="FOLDER", help="where runs are kept (default: runs)")
+    parser.add_argument("--allow-truncated", action="store_true", help="use a dump that breaks off, up to its last row")
+
+
+def _run_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart, or its name")
+
+
+def _chat_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    parser.add_argument("--stage", choices=("sft", "ppo"), help="whose weights (default: the last complete stage's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer in tokens (default: the recipe's)"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="answer this one question and end")
+
+
+def _score_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    parser.add_argument("--question", required=True, metavar="TEXT", help="the question")
+    parser.add_argument(
+        "--answer", required=True, action="append", metavar="TEXT", help="an answer; may be given again"
+    )

@@ -1,0 +1,228 @@
+"""The command line: one short function a command, each ending with the next command to type.
+
+Only the standard library is imported here; whatever is heavy is imported inside the command that needs it, so that
+`--help` is quick. What a command was asked for goes to stdout; remarks, errors and the next command go to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stackllama.arguments import Arguments, build_parser, parse
+from stackllama.errors import RecipeError, StackllamaError
+
+if TYPE_CHECKING:
+    from stackllama.recipe import Recipe
+    from stackllama.run import Run
+
+FOLLOWS = {"data": "sft", "sft": "reward", "reward": "ppo", "ppo": "evaluate", "evaluate": "report"}
+"""The command that comes after a stage's command."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for an error that the user can put right, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parse(words)
+        COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+    except StackllamaError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        again = shlex.join(["stackllama", *words])
+        say(f"\nstopped; what was done up to the last checkpoint is kept. To go on, type: {again}")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `stackllama recipe show x | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _explain_full_disk(error)
+    return 0
+
+
+def say(text: str) -> None:
+    """A line for the user, on stderr. Texts of a dump may stand in it, so control characters are written out."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    print(shown, file=sys.stderr, flush=True)
+
+
+def say_next(*words: str | Path) -> None:
+    """The next command to type."""
+    say(f"next: {shlex.join(['stackllama', *map(str, words)])}")
+
+
+def run(arguments: Arguments) -> None:
+    """`run RECIPE` and `quickstart`: every stage that is not complete yet, then the report."""
+    from stackllama.run import open_run
+
+    recipe = _load(arguments)
+    with open_run(recipe) as opened:
+        for command in _stage_commands(recipe):
+            _run_stage(command, recipe, opened)
+        _stages().run_report(recipe, opened)
+    say_next("chat", opened.folder)
+
+
+def stage(arguments: Arguments) -> None:
+    """`data`, `sft`, `reward`, `ppo`, `evaluate`: one stage of a recipe."""
+    from stackllama.run import open_run
+
+    recipe, command = _load(arguments), arguments.command
+    commands = _stage_commands(recipe)
+    if command not in commands:
+        raise RecipeError(
+            f"a recipe on {recipe.data.source[0]} has no stage {command}; it has {', '.join(recipe.stages)}"
+        )
+    with open_run(recipe) as opened:
+        _run_stage(command, recipe, opened)
+    if FOLLOWS[command] in commands:
+        say_next(FOLLOWS[command], opened.folder / "recipe.yaml")
+    else:
+        say_next("report", opened.folder)
+
+
+def report(arguments: Arguments) -> None:
+    """`report RUN`: write report.html from what the run has measured."""
+    from stackllama.recipe_load import load_recipe
+    from stackllama.run import find_run, open_run
+
+    folder = find_run(arguments.options.run)
+    recipe = load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
+    with open_run(recipe) as opened:
+        _stages().run_report(recipe, opened)
+    say_next("chat", folder)
+
+
+def chat(arguments: Arguments) -> None:
+    """`chat RUN`: questions and answers in the terminal."""
+    from stackllama.run import find_run
+
+    options = arguments.options
+    folder = find_run(options.run)
+    importlib.import_module("stackllama.chat").chat(
+        folder, stage=options.stage, seed=options.seed, max_new_tokens=options.max_new_tokens, question=options.question
+    )
+    say_next("score", folder, "--question", "QUESTION", "--answer", "ANSWER")
+
+
+def score(arguments: Arguments) -> None:
+    """`score RUN`: one line an answer, its reward first."""
+    from stackllama.run import find_run
+
+    options = arguments.options
+    folder = find_run(options.run)
+    rewards = importlib.import_module("stackllama.scoring").score(folder, options.question, options.answer)
+    for reward, answer in zip(rewards, options.answer, strict=True):
+        print(f"{reward:+.4f}\t{' '.join(answer.split())}")
+    say_next("chat", folder)
+
+
+def doctor(_: Arguments) -> None:
+    """`doctor`: what this machine has and lacks."""
+    from stackllama.doctor import examine
+
+    for line in examine(Path.cwd()):
+        print(line, flush=True)
+    say_next("quickstart")
+
+
+def recipe_show(arguments: Arguments) -> None:
+    """`recipe show RECIPE`: the resolved recipe, as YAML on stdout."""
+    from stackllama.recipe_load import to_yaml
+
+    print(to_yaml(_load(arguments)), end="")
+    say_next("run", arguments.options.recipe)
+
+
+def recipe_reference(arguments: Arguments) -> None:
+    """`recipe reference`: the page docs/recipe.md, or docs/summary.md."""
+    from stackllama.recipe_reference import reference
+    from stackllama.summary import summary_reference
+
+    print(summary_reference() if arguments.options.summary else reference(), end="")
+
+
+def version(_: Arguments) -> None:
+    """`--version`."""
+    from stackllama.environment import package_version
+
+    print(f"stackllama {package_version('stackllama')}")
+
+
+def help_(_: Arguments) -> None:
+    """No command at all: the help."""
+    build_parser().print_help()
+
+
+COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
+    "quickstart": run,
+    "run": run,
+    "data": stage,
+    "sft": stage,
+    "reward": stage,
+    "ppo": stage,
+    "evaluate": stage,
+    "report": report,
+    "chat": chat,
+    "score": score,
+    "doctor": doctor,
+    "recipe show": recipe_show,
+    "recipe reference": recipe_reference,
+    "version": version,
+    "help": help_,
+}
+
+
+def _load(arguments: Arguments) -> Recipe:
+    from stackllama.recipe_load import load_recipe
+
+    return load_recipe(arguments.options.recipe, arguments.overrides)
+
+
+def _stages() -> Any:
+    return importlib.import_module("stackllama.stages")
+
+
+def _stage_commands(recipe: Recipe) -> list[str]:
+    """The stage commands of a recipe, in order."""
+    from stackllama.run import COMMANDS as STAGE_COMMANDS
+
+    return list(dict.fromkeys(STAGE_COMMANDS[name] for name in recipe.stages))
+
+
+def _run_stage(command: str, recipe: Recipe, opened: Run) -> None:
+    """Run the stages of one command, unless they are all complete."""
+    from stackllama.run import COMMANDS as STAGE_COMMANDS
+
+    names = [name for name in recipe.stages if STAGE_COMMANDS[name] == command]
+    if all(opened.is_complete(name) for name in names):
+        say(f"{command}: complete already, kept (delete {opened.folder / names[0]} to make it again)")
+        return
+    opened.require(names[0])
+    getattr(_stages(), f"run_{command}")(recipe, opened)
+
+
+def _explain_full_disk(error: Exception) -> int:
+    """Exit code 2 with a clear line where an unforeseen error is a full disk; anything else goes on as it is."""
+    from stackllama.files import raise_if_full
+
+    try:
+        raise_if_full(error, Path(getattr(error, "filename", None) or Path.cwd() / "a file"))
+    except StackllamaError as clear:
+        say(f"error: {clear}")
+        return clear.exit_code
+    raise error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
