@@ -1,0 +1,349 @@
+"""`report.html` of a run: one self-contained page that says what came out, and shows it.
+
+The page is made from the files of a run folder alone (`read_run` lists them) and holds no date, so the same run gives
+the same bytes. A stage that has not run is left out, with a word in its place. Texts of questions and answers are
+hostile input: everything goes through jinja2's escaping, control characters become visible, and the page's own security
+policy forbids scripts and the network.
+
+Left out on purpose: rendering of Markdown (an answer is shown as it was written), and scripts of any kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stackllama.files import atomic_write_text
+from stackllama.report import figures
+from stackllama.report.figures import Interval
+from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, read_run
+from stackllama.report.verdict import DASH, show, span, verdict
+
+TEXT_LIMIT = 20_000
+"""Characters of one question or answer that are shown; what is cut is said."""
+
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+
+PAGE_LIMIT = 300_000
+"""Characters of all samples together: the rest stays in `evaluate/samples.json`, and the page says so."""
+
+POLICY_ROWS = (
+    ("reward", "Reward, training reward model", 2),
+    ("judge", "Score, judge", 2),
+    ("kl", "KL from the SFT model, nats", 2),
+    ("length", "Length, tokens", 1),
+    ("eos_rate", "Finished answers", None),
+    ("repetition", "Repeated runs of 4 tokens", None),
+    ("distinct_2", "Distinct token pairs", 3),
+    ("gold", "Gold (for reports only)", 3),
+)
+"""(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against PPO."""
+
+DATA_COUNTS = ("rows", "questions", "answers", "pairs", "orphans")
+
+
+def write_report(run_folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
+    """Write `run_folder/report.html` (atomically) and return its path.
+
+    `defaults` is the recipe's default settings as plain data: with it the page lists the settings that differ, without
+    it all of them. Raises RunError where the folder is missing, holds nothing to report, or a JSON file cannot be read.
+    """
+    page = render(read_run(run_folder), defaults=defaults)
+    target = run_folder / "report.html"
+    # A model can emit half of a surrogate pair; the page must be valid UTF-8 all the same.
+    atomic_write_text(target, page.encode("utf-8", "replace").decode("utf-8"))
+    return target
+
+
+def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
+    """The page as text."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
+    )
+    template = resources.files("stackllama.report").joinpath("template.html.jinja").read_text("utf-8")
+    target, judge = kl_target(run), number(run.summary, "judge", "accuracy")
+    samples, level = _samples(run.samples), coverage(run)
+    drawn = {
+        stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
+        for stage in STAGES
+    }
+    return environment.from_string(template).render(
+        name=run.name,
+        base=_base(run.recipe),
+        level=level,
+        verdict=verdict(run.summary, target=target, level=level),
+        counts=_counts(run),
+        splits=_splits(run.data),
+        dropped=_dropped(run.data),
+        sft=_facts(run.summary, "sft"),
+        plots=drawn,
+        accuracy=_accuracy_plot(run.summary),
+        advantage=_advantage_plot(run.summary),
+        judge_accuracy=show(judge, None) if judge is not None else None,
+        win_rate=_win_plot(run.summary),
+        policy_rows=_policy_rows(run),
+        remarks=_remarks(run),
+        samples=samples,
+        unseen=len(run.samples) - len(samples),
+        settings=_settings(run.recipe, defaults),
+        compared=defaults is not None,
+        hashes=_hashes(run.lineage),
+        environment=_environment(run.lineage),
+        seconds=_seconds(run.summary),
+        torn=sorted(run.torn.items()),
+    )
+
+
+def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted key, value as text) of nested mappings, in their order; lists stay whole, as JSON."""
+    if isinstance(tree, Mapping):
+        return [row for key, value in tree.items() for row in flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+    if not prefix:
+        return []
+    if isinstance(tree, int) and not isinstance(tree, bool):
+        return [(prefix, str(tree))]
+    return [(prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False, default=str))]
+
+
+def _visible(value: Any) -> Any:
+    """Control characters as pictures (␛), since HTML has no place for them; our own markup passes as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else value.translate(CONTROL_PICTURES)
+
+
+def _base(recipe: Mapping[str, Any]) -> str:
+    base = recipe.get("base")
+    if isinstance(base, Mapping):
+        base = base.get("model", base.get("name"))
+    return base if isinstance(base, str) else ""
+
+
+def _dropped(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(reason in words, count) of everything that was left out."""
+    dropped = data.get("dropped")
+    rows = []
+    for key, text in flatten(dropped if isinstance(dropped, Mapping) else {}):
+        count = f"{int(text):,}" if text.isdecimal() else text
+        rows.append((key.replace("_", " ").replace(".", ": "), count))
+    return rows
+
+
+def _stages(lineage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    stages = lineage.get("stages")
+    return {name: s for name, s in stages.items() if isinstance(s, Mapping)} if isinstance(stages, Mapping) else {}
+
+
+def _hashes(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, hash): everything in the lineage but the stages' environments."""
+    rows = flatten({key: value for key, value in lineage.items() if key != "stages"})
+    for name, stage in _stages(lineage).items():
+        rows += flatten({key: value for key, value in stage.items() if key != "environment"}, name)
+    return rows
+
+
+def _environment(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, version or machine): once where all stages ran under the same, by stage where they did not."""
+    by_key: dict[str, dict[str, str]] = {}
+    for name, stage in _stages(lineage).items():
+        for key, value in flatten(stage.get("environment", {})):
+            by_key.setdefault(key.removeprefix("packages."), {})[name] = value
+    rows = []
+    for key, values in by_key.items():
+        if len(set(values.values())) == 1:
+            rows.append((key, next(iter(values.values()))))
+        else:
+            rows += [(f"{key} ({name})", value) for name, value in values.items()]
+    return rows
+
+
+def _counts(run: Run) -> list[tuple[str, str]]:
+    found = ((key, number(run.summary, "data", key)) for key in DATA_COUNTS)
+    pairs = [(key, number(run.data, key) if value is None else value) for key, value in found]
+    return [(key, show(value, 0)) for key, value in pairs if value is not None]
+
+
+def _splits(data: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(split, questions, answers, pairs); a split given as one number counts questions."""
+    splits = data.get("splits")
+    rows = []
+    for name, value in splits.items() if isinstance(splits, Mapping) else ():
+        counts = value if isinstance(value, Mapping) else {"questions": value}
+        rows.append((str(name), [show(number(counts, key), 0) for key in ("questions", "answers", "pairs")]))
+    return rows
+
+
+def _facts(summary: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
+    """Perplexity before and after, with intervals where given, and speed."""
+    rows = []
+    for when in ("before", "after"):
+        value, low, high = (number(summary, stage, f"perplexity_{when}{end}") for end in ("", "_low", "_high"))
+        if value is not None:
+            interval = f" [{span(low, high)}]" if span(low, high) else ""
+            rows.append((f"perplexity on held-out answers, {when}", show(value) + interval))
+    speed = number(summary, stage, "tokens_per_second")
+    return rows + ([("training speed, tokens a second", show(speed, 0))] if speed is not None else [])
+
+
+def _accuracy_plot(summary: Mapping[str, Any]) -> str | None:
+    rows = []
+    for key, label, ink in (
+        ("accuracy", "Reward model", "accent"),
+        ("longer_wins", "Baseline: the longer answer wins", "second"),
+        ("earlier_wins", "Baseline: the earlier answer wins", "second"),
+    ):
+        value, low, high = (number(summary, "reward", f"{key}{end}") for end in ("", "_low", "_high"))
+        if value is not None:
+            rows.append(Interval(label, value, low, high, ink))
+    return figures.whiskers("accuracy", "Accuracy", rows, reference=0.5, percent=True) if rows else None
+
+
+def _advantage_plot(summary: Mapping[str, Any]) -> str | None:
+    accuracy = number(summary, "reward", "accuracy")
+    rows = []
+    for name in ("longer", "earlier"):
+        baseline = number(summary, "reward", f"{name}_wins")
+        low, high = (number(summary, "reward", f"over_{name}_{end}") for end in ("low", "high"))
+        if accuracy is not None and baseline is not None and low is not None:
+            rows.append(Interval(f"Reward model over {name}-wins", accuracy - baseline, low, high))
+    if not rows:
+        return None
+    return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
+
+
+def _win_plot(summary: Mapping[str, Any]) -> str | None:
+    rows = []
+    for key, label, ink in (
+        ("win_rate", "Judge", "accent"),
+        ("win_rate_training_reward", "Training reward model", "second"),
+    ):
+        value, low, high = (number(summary, "ppo", f"{key}{end}") for end in ("", "_low", "_high"))
+        if value is not None:
+            rows.append(Interval(label, value, low, high, ink))
+    return figures.whiskers("win-rate", "Win rate of PPO", rows, reference=0.5, percent=True) if rows else None
+
+
+def _policy_value(run: Run, role: str, key: str) -> float | None:
+    """From `evaluate/policy.json`, else from the summary."""
+    value = number(run.policy, role, key)
+    if value is not None:
+        return value
+    if key == "gold":
+        return number(run.summary, "gold", role)
+    if key == "kl":
+        return number(run.summary, "ppo", "kl") if role == "ppo" else None
+    return number(run.summary, "ppo", f"{key}_{'before' if role == 'sft' else 'after'}")
+
+
+def _policy_interval(run: Run, key: str) -> tuple[float | None, float | None]:
+    """Ends of the interval of PPO - SFT; the KL's own serves as well, since SFT's KL from itself is 0."""
+    where = {"gold": ("gold", ""), "kl": ("ppo", "kl_")}.get(key, ("ppo", f"{key}_difference_"))
+    return number(run.summary, where[0], f"{where[1]}low"), number(run.summary, where[0], f"{where[1]}high")
+
+
+def _policy_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
+    """(label, SFT, PPO, difference, its interval) for each measure that is known."""
+    rows = []
+    for key, label, digits in POLICY_ROWS:
+        sft, ppo = (_policy_value(run, role, key) for role in ("sft", "ppo"))
+        if sft is None and ppo is None:
+            continue
+        low, high = _policy_interval(run, key)
+        change = None if sft is None or ppo is None else ppo - sft
+        difference = DASH if change is None else show(change, digits, signed=True)
+        if digits is None and change is not None:
+            difference = f"{show(change * 100, 1, signed=True)} points"
+        rows.append((label, show(sft, digits), show(ppo, digits), difference, span(low, high, digits, signed=True)))
+    return rows
+
+
+def _remarks(run: Run) -> list[str]:
+    """What a reader should notice in the table: drifts that reward models are known to be fooled by, gold apart."""
+    said = []
+    (long_before, long_after), (eos_before, eos_after), (same_before, same_after) = (
+        tuple(_policy_value(run, role, key) for role in ("sft", "ppo")) for key in ("length", "eos_rate", "repetition")
+    )
+    if long_before and long_after and not 0.67 <= long_after / long_before <= 1.5:
+        way = "grew" if long_after > long_before else "shrank"
+        said.append(
+            f"Answers {way} from {show(long_before, 0)} to {show(long_after, 0)} tokens on average: "
+            "compare the samples before trusting the reward."
+        )
+    if eos_before is not None and eos_after is not None and eos_after < eos_before - 0.05:
+        said.append(
+            f"Fewer answers finish by themselves: {show(eos_before, None)} before, {show(eos_after, None)} after."
+        )
+    if same_before is not None and same_after is not None and same_after > max(1.5 * same_before, same_before + 0.02):
+        said.append(f"Answers repeat themselves more: {show(same_before, 3)} before, {show(same_after, 3)} after.")
+    return said
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else ""
+    cut = len(text) - TEXT_LIMIT
+    return text if cut <= 0 else f"{text[:TEXT_LIMIT]}\n[… {cut:,} more characters are not shown]"
+
+
+def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """One question with SFT's and PPO's answer; a link is made of `url` only where it is plain http or https."""
+    url = sample.get("url")
+    url = url if isinstance(url, str) else ""
+    given = sample.get("answers")
+    by_role = {a.get("role"): a for a in given if isinstance(a, Mapping)} if isinstance(given, list) else {}
+    answers = []
+    for role, label in (("sft", "SFT"), ("ppo", "PPO")):
+        if role in by_role:
+            answer = by_role[role]
+            scores = [
+                (key, show(number(answer, key)))
+                for key in ("reward", "judge", "gold")
+                if number(answer, key) is not None
+            ]
+            end = {"eos": "ended by itself", "length": "cut at the length limit"}.get(str(answer.get("stopped")), "")
+            answers.append(
+                {"label": label, "role": role, "text": _text(answer.get("text")), "scores": scores, "end": end}
+            )
+    return {"question": _text(sample.get("question")), "url": url, "link": _is_web(url), "answers": answers}
+
+
+def _samples(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    room = PAGE_LIMIT
+    for sample in map(_sample, given):
+        room -= len(sample["question"]) + sum(len(answer["text"]) for answer in sample["answers"])
+        if room < 0 and shown:
+            break
+        shown.append(sample)
+    return shown
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+def _settings(recipe: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """(key, value, default); only the settings that differ where the defaults are known."""
+    usual = dict(flatten(defaults or {}))
+    rows = [(key, value, usual.get(key, "")) for key, value in flatten(recipe)]
+    return rows if defaults is None else [row for row in rows if row[0] not in usual or row[1] != row[2]]
+
+
+def _seconds(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(stage, seconds, share of the total)."""
+    given = summary.get("seconds")
+    stages = [(str(key), number(given, key)) for key in given] if isinstance(given, Mapping) else []
+    total = number(given, "total")
+    return [
+        (stage, show(value, 1), show(value / total, None) if total and stage != "total" else "")
+        for stage, value in stages
+        if value is not None
+    ]

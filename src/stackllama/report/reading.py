@@ -1,0 +1,131 @@
+"""What a run folder holds, as the report reads it.
+
+Reading forgives what a killed process leaves (a torn line, a stage without its files) and nothing else: a broken file
+is named, so that no page is made from half of the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stackllama.errors import RunError
+from stackllama.report.figures import Log
+
+STAGES = ("sft", "reward", "judge", "ppo")
+"""Stages with a `metrics.jsonl`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run folder says; a file that is not there gives an empty value. `torn`: unreadable lines of each file."""
+
+    name: str
+    summary: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    data: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    logs: Mapping[str, Log]
+    torn: Mapping[str, int]
+
+
+def read_run(folder: Path) -> Run:
+    """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`, `evaluate/*.json`.
+
+    Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a run folder; give the folder of a run, such as runs/quickstart")
+    logs, torn = {}, {}
+    for stage in STAGES:
+        logs[stage], skipped = read_log(folder / stage / "metrics.jsonl")
+        if skipped:
+            torn[f"{stage}/metrics.jsonl"] = skipped
+    samples = _read(folder / "evaluate" / "samples.json", list)
+    run = Run(
+        name=folder.resolve().name,
+        summary=_read(folder / "summary.json", dict),
+        recipe=_read(folder / "recipe.yaml", dict),
+        lineage=_read(folder / "lineage.json", dict),
+        data=_read(folder / "data" / "report.json", dict),
+        policy=_read(folder / "evaluate" / "policy.json", dict),
+        samples=[sample for sample in samples if isinstance(sample, dict)],
+        logs=logs,
+        torn=torn,
+    )
+    if not (run.summary or run.data or any(run.logs.values())):
+        raise RunError(f"{folder} has no summary.json, no data report and no metrics; run a stage in it first")
+    return run
+
+
+def read_log(path: Path) -> tuple[Log, int]:
+    """(metric to its points, number of unreadable lines) of a JSON-lines log.
+
+    A killed process leaves a torn last line, and a resumed one writes some steps again: unreadable lines are skipped
+    and counted, and the last value of a step holds. Values that are not finite numbers are left out.
+    """
+    columns: dict[str, dict[float, float]] = {}
+    skipped = 0
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        step = number(row, "step") if isinstance(row, dict) else None
+        if step is None:
+            skipped += 1
+            continue
+        for metric in row:
+            value = number(row, metric)
+            if metric != "step" and value is not None:
+                columns.setdefault(str(metric), {})[step] = value
+    return {metric: tuple(sorted(points.items())) for metric, points in columns.items()}, skipped
+
+
+def number(tree: Any, *keys: str) -> float | None:
+    """The finite number at `keys` in nested mappings, or None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    if isinstance(tree, bool) or not isinstance(tree, (int, float)) or not math.isfinite(tree):
+        return None
+    return float(tree)
+
+
+def kl_target(run: Run) -> float | None:
+    """The target of an adaptive KL controller, in nats; None where the recipe names none or fixes the coefficient."""
+    ppo = run.recipe.get("ppo")
+    control = ppo.get("kl") if isinstance(ppo, Mapping) else None
+    if isinstance(control, Mapping) and control.get("controller") == "fixed":
+        return None
+    return number(control, "target")
+
+
+def coverage(run: Run) -> str:
+    """The coverage of the run's intervals, such as `95%`."""
+    known = number(run.summary, "confidence") or number(run.recipe, "evaluate", "confidence")
+    return f"{100 * (known or 0.95):.3g}%"
+
+
+def _read(path: Path, kind: type) -> Any:
+    """A JSON or YAML file that holds a `kind`, an empty one where there is no file; RunError where it is broken."""
+    if not path.is_file():
+        return kind()
+    try:
+        text = path.read_text("utf-8")
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({error}); run its stage again, or remove the file") from error
+    if not isinstance(value, kind):
+        raise RunError(
+            f"{path} holds a {type(value).__name__}, not a {kind.__name__}; run its stage again, or remove the file"
+        )
+    return value

@@ -1,0 +1,33 @@
+"""Reading a run folder: torn logs are forgiven, numbers are numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stackllama.report.reading import number, read_log
+
+
+def test_log_survives_kills(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        '{"step": 1, "loss": 3.0}',
+        '{"step": 2, "loss": 2.5}',
+        '{"step": 3, "lo{"step": 2, "loss": 2.25}',  # killed in mid-line; the resumed process went on there
+        '{"step": 2, "loss": 2.0, "accuracy": NaN}',  # ... and did step 2 again
+        '{"step": 2, "perplexity": 8.0}',
+        '{"step": 3, "loss": true, "note": "text"}',
+        '{"step": 4, "loss": 1.0',
+    ]
+    path.write_text("\n".join(lines), "utf-8")
+    log, torn = read_log(path)
+    assert log == {"loss": ((1.0, 3.0), (2.0, 2.0)), "perplexity": ((2.0, 8.0),)}
+    assert torn == 2
+    assert read_log(tmp_path / "absent.jsonl") == ({}, 0)
+
+
+def test_only_finite_numbers_are_numbers() -> None:
+    tree = {"a": {"b": 2, "c": True, "d": float("inf"), "e": "3"}}
+    assert number(tree, "a", "b") == 2.0
+    assert [number(tree, "a", key) for key in "cdef"] == [None] * 4
+    assert number(tree, "a", "b", "c") is None
+    assert number(None, "a") is None
