@@ -1,0 +1,344 @@
+"""Where the tables of a dump are: in a folder, in one file, or in a .7z archive that is never unpacked to disk.
+
+    with open_tables(path) as tables:
+        for name, stream in tables.streams(["Posts", "Users"]):
+            ...
+
+A .7z is decompressed in a thread of its own through a bounded pipe, once for all wanted tables, in the order in which
+it stores them; so memory stays flat, and decompressing and parsing share two cores. What an archive claims is checked
+before a byte is decompressed: names that lead outside, passwords, and sizes that only a decompression bomb has. py7zr
+never writes more of a member than the archive claims for it.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+import py7zr
+from py7zr.io import Py7zIO, WriterFactory
+
+from stackllama.data.dump import ByteStream
+from stackllama.errors import DumpError
+
+MAGIC = b"7z\xbc\xaf\x27\x1c"
+MAX_RATIO = 250
+"""Text packs 5 to 30 times smaller. Archives that claim more than this, and more than `SMALL`, are refused."""
+SMALL = 1 << 28
+_PIECE = 1 << 18
+_PIECES_IN_PIPE = 16
+
+
+class Tables(Protocol):
+    """The tables of one site. `site` is the name that the folder or archive suggests."""
+
+    site: str
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of those of the named tables that are there, decompressed."""
+
+    def streams(self, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
+        """Each named table that is there, once; a stream is good until the next one is asked for."""
+
+
+@contextmanager
+def open_tables(path: Path) -> Iterator[Tables]:
+    """The tables behind `path`: `Posts.xml`, a folder of tables, or a .7z.
+
+    `SITE-Posts.7z` (how the largest site is shipped) brings `SITE-Users.7z` from beside it. Raises DumpError where
+    there is nothing to read, no table Posts, or an archive that is damaged, encrypted or hostile.
+    """
+    path = Path(path)
+    try:
+        tables = _found(path)
+    except OSError as error:
+        raise DumpError(f"{path} cannot be read: {error.strerror or error}") from error
+    yield tables
+
+
+def _found(path: Path) -> Tables:
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise DumpError(f"{path} does not exist; give Posts.xml, a folder of tables, or a .7z archive of a dump")
+    if path.suffix.lower() == ".7z" or _begins_with(path, MAGIC):
+        return _archives(path)
+    return _single(path)
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _folder(path: Path) -> FileTables:
+    files = {
+        file.stem.lower(): file for file in sorted(path.iterdir()) if file.suffix.lower() == ".xml" and file.is_file()
+    }
+    if "posts" not in files:
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        raise DumpError(
+            f"the folder {path} has no Posts.xml (it has {found}); give a folder with the tables of one site"
+        )
+    return FileTables(path.resolve().name, files)
+
+
+def _single(path: Path) -> FileTables:
+    if path.suffix.lower() in (".zst", ".gz", ".zip", ".bz2", ".xz", ".tar"):
+        raise DumpError(f"{path} is packed as {path.suffix}; give Posts.xml, a folder of tables, or a .7z archive")
+    if path.name.lower() == "posts.xml":
+        beside = {file.stem.lower(): file for file in path.parent.iterdir() if file.suffix.lower() == ".xml"}
+        return FileTables(path.resolve().parent.name, beside | {"posts": path})
+    return FileTables(path.stem, {"posts": path})
+
+
+def _archives(path: Path) -> Tables:
+    tables = ArchiveTables(path, wanted="posts")
+    if path.stem.lower().endswith("-posts"):
+        beside = path.with_name(path.stem[: -len("-posts")] + "-Users" + path.suffix)
+        if beside.exists():
+            return PairedTables(tables.site, (tables, ArchiveTables(beside, wanted="users")))
+    return tables
+
+
+class FileTables:
+    """Tables that are files."""
+
+    def __init__(self, site: str, files: dict[str, Path]) -> None:
+        self.site = site
+        self._files = files  # lower-case name of the table -> file
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of the named tables, decompressed."""
+        return sum(self._files[name.lower()].stat().st_size for name in names if name.lower() in self._files)
+
+    def streams(self, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
+        """The named tables, one after the other."""
+        for name in names:
+            if name.lower() in self._files:
+                path = self._files[name.lower()]
+                try:
+                    file = path.open("rb")
+                except OSError as error:
+                    raise DumpError(f"{path} cannot be read: {error.strerror or error}") from error
+                with file:
+                    yield name, file
+
+
+class PairedTables:
+    """Tables that are spread over several archives."""
+
+    def __init__(self, site: str, parts: Sequence[Tables]) -> None:
+        self.site = site
+        self._parts = parts
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of the named tables, decompressed."""
+        return sum(part.size(names) for part in self._parts)
+
+    def streams(self, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
+        """The named tables, one after the other."""
+        for part in self._parts:
+            yield from part.streams(names)
+
+
+class ArchiveTables:
+    """Tables in a .7z archive."""
+
+    def __init__(self, path: Path, *, wanted: str) -> None:
+        self.site = path.stem.removesuffix("-Posts").removesuffix("-posts")
+        self._path = path
+        with path.open("rb") as file, _opened(path, file) as archive:
+            # lower-case name of the table -> (name in the archive, bytes), in stored order
+            self._members = _checked_members(path, archive, wanted)
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of the named tables, decompressed."""
+        return sum(self._members[name.lower()][1] for name in names if name.lower() in self._members)
+
+    def streams(self, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
+        """The named tables, one after the other."""
+        asked = {name.lower(): name for name in names}
+        wanted = {stored: (asked[key], size) for key, (stored, size) in self._members.items() if key in asked}
+        pipe = _Pipe()
+        # The file, not its name, goes in: py7zr then uses one thread, and members come in stored order.
+        with self._path.open("rb") as file, _opened(self._path, file) as archive:
+            targets = [stored for stored, (_, size) in wanted.items() if size]
+            work = threading.Thread(
+                target=_decompress, args=(archive, targets, pipe), name="stackllama-7z", daemon=True
+            )
+            work.start()
+            try:
+                for stored, (name, size) in wanted.items():
+                    stream = _PipeReader(pipe, self._path, stored) if size else io.BytesIO()
+                    yield name, stream
+                    while stream.read(_PIECE):  # to the end: the checksum comes after the last byte
+                        pass
+            finally:
+                pipe.abandoned.set()
+                pipe.drain()
+                file.close()  # ends at once a thread that is busy with a table which nobody wants
+                work.join()
+
+
+def _opened(path: Path, file: BinaryIO) -> py7zr.SevenZipFile:
+    try:
+        return py7zr.SevenZipFile(file, "r")
+    except Exception as error:
+        # py7zr answers bad bytes with errors of many modules (its own, struct, lzma, EOFError, ...).
+        raise DumpError(
+            f"{path} cannot be read as a .7z archive ({type(error).__name__}: {error}); it is cut off or damaged: a "
+            f".7z has "
+            "its table of contents at its end, so get it again"
+        ) from error
+
+
+def _decompress(archive: py7zr.SevenZipFile, targets: list[str], pipe: _Pipe) -> None:
+    """Work of the thread: the wanted members into the pipe, an error too."""
+    try:
+        if targets:
+            archive.extract(targets=targets, factory=_PipeFactory(pipe))
+    except BaseException as error:
+        if not pipe.abandoned.is_set():
+            with suppress(_AbandonedError):
+                pipe.put(error)
+
+
+def _checked_members(path: Path, archive: py7zr.SevenZipFile, wanted: str) -> dict[str, tuple[str, int]]:
+    """The tables that the archive claims to have; raises DumpError on a claim that no dump makes."""
+    if archive.needs_password():
+        raise DumpError(f"{path} asks for a password; dumps have none")
+    members: dict[str, tuple[str, int]] = {}
+    claimed = 0
+    for entry in archive.list():
+        name = str(entry.filename)
+        inside = PurePosixPath(name.replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts or ":" in name:
+            raise DumpError(f"{path} holds {name!r}, a name that leads outside the archive; it is refused")
+        claimed += int(entry.uncompressed)
+        if inside.suffix.lower() == ".xml" and not entry.is_directory:
+            if inside.stem.lower() in members:
+                raise DumpError(
+                    f"{path} holds {inside.name} more than once; give an archive with the tables of one site"
+                )
+            members[inside.stem.lower()] = (name, int(entry.uncompressed))
+    packed = path.stat().st_size
+    if claimed > SMALL and claimed > MAX_RATIO * packed:
+        raise DumpError(
+            f"{path} claims {claimed} bytes in {packed} packed ones, over {MAX_RATIO} to 1: a decompression bomb; if "
+            f"you trust "
+            "it, unpack it yourself and give the folder"
+        )
+    if wanted not in members:
+        found = ", ".join(archive.getnames()[:8]) or "nothing"
+        raise DumpError(
+            f"{path} has no {wanted.capitalize()}.xml (it has {found}); give the archive of one site's dump"
+        )
+    return members
+
+
+class _AbandonedError(Exception):
+    """The reader of the pipe is gone; ends the thread that decompresses."""
+
+
+class _Pipe:
+    """Pieces of decompressed bytes between two threads; `None` ends a member, an error ends all."""
+
+    def __init__(self) -> None:
+        self.abandoned = threading.Event()
+        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_PIECES_IN_PIPE)
+
+    def put(self, item: bytes | BaseException | None) -> None:
+        while not self.abandoned.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+        raise _AbandonedError
+
+    def get(self) -> bytes | BaseException | None:
+        return self._queue.get()
+
+    def drain(self) -> None:
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+
+class _PipeReader:
+    """One member of the archive, read off the pipe."""
+
+    def __init__(self, pipe: _Pipe, path: Path, stored: str) -> None:
+        self._pipe = pipe
+        self._path = path
+        self._stored = stored
+        self._rest = b""
+        self._ended = False
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none at the end of the member."""
+        if not self._rest and not self._ended:
+            item = self._pipe.get()
+            if isinstance(item, bytes):
+                self._rest = item
+            elif item is None:
+                self._ended = True
+            else:
+                self._ended = True
+                raise DumpError(
+                    f"{self._path} is damaged: {self._stored} does not decompress "
+                    f"({type(item).__name__}: {item}); get the archive again"
+                ) from item
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+class _PipeFactory(WriterFactory):
+    """What py7zr asks for a place to write a member to."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
+
+    def create(self, filename: str) -> Py7zIO:  # noqa: ARG002 - the interface of py7zr
+        return _PipeWriter(self._pipe)
+
+
+class _PipeWriter(Py7zIO):
+    """Where py7zr writes a member to. `close` is called only when the member is complete and its checksum right."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
+        self._size = 0
+
+    def write(self, s: bytes | bytearray) -> int:
+        view = memoryview(s)
+        for start in range(0, len(view), _PIECE):
+            self._pipe.put(bytes(view[start : start + _PIECE]))
+        self._size += len(view)
+        return len(view)
+
+    def close(self) -> None:
+        self._pipe.put(None)
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int | None = None) -> bytes:  # noqa: ARG002
+        raise io.UnsupportedOperation("a pipe is written only")
+
+    def seek(self, offset: int, whence: int = 0) -> int:  # noqa: ARG002
+        raise io.UnsupportedOperation("a pipe does not seek")
+
+    def flush(self) -> None:
+        return
+
+    def size(self) -> int:
+        return self._size

@@ -1,0 +1,202 @@
+"""The rows of one table of a dump, as they stream by.
+
+A table is XML with one `<row .../>` a line under a root that has the table's name. Dumps are big and come from
+strangers, so: memory holds a few rows at a time; nothing is ever resolved (a DOCTYPE that only points to an external
+file is blanked out before the parser sees it, any other DOCTYPE is refused, so no entity can be declared); only UTF-8
+is read, so nothing can hide behind another encoding; an attribute of more than 10 MB is refused (libxml2's own bound:
+`huge_tree` stays off).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+from lxml import etree
+
+from stackllama.errors import DumpError, TruncatedDumpError
+
+CHUNK = 1 << 18
+_PROLOG = 1 << 16
+_BOM = b"\xef\xbb\xbf"
+_ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
+_ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
+_DOCTYPE = re.compile(rb"""<!DOCTYPE\s+[\w.:-]+(?:\s+(?:SYSTEM|PUBLIC)(?:\s+(?:"[^"]*"|'[^']*')){1,2})?\s*>""")
+_ROW = re.compile(rb"""<row(?:[^>"']|"[^"]*"|'[^']*')*+>(?:(?<!/>)\s*</row\s*>)?""")
+
+
+class ByteStream(Protocol):
+    """Anything with `read(size)`: a file, a pipe, a member of an archive."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+
+def rows(stream: ByteStream, *, table: str, allow_truncated: bool = False) -> RowReader:
+    """The rows of `stream`, which holds the table `table` ("Posts", "Users", ...); iterate over what comes back.
+
+    Raises DumpError where the stream is empty, is no such table or is damaged, and TruncatedDumpError where it ends too
+    early, unless `allow_truncated`: then the complete rows come out and `.truncated_at` says where they end.
+    """
+    return RowReader(stream, table=table, allow_truncated=allow_truncated)
+
+
+class RowReader:
+    """Which rows does a table hold, and where does it break?
+
+    `complete` counts the rows so far. `truncated_at` is None, or the byte after the last complete row of a cut table.
+    """
+
+    def __init__(self, stream: ByteStream, *, table: str, allow_truncated: bool) -> None:
+        self.table = table
+        self.complete = 0
+        self.truncated_at: int | None = None
+        self._stream = stream
+        self._allow_truncated = allow_truncated
+        # What a failure needs to find its place: the bytes since the last complete row began, where they
+        # begin in the table, and how many rows begin before them.
+        self._kept = b""
+        self._kept_at = 0
+        self._rows_before = 0
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        head = self._prolog()
+        # Comments and processing instructions are dropped, so only elements are children of the root.
+        parser = etree.XMLPullParser(
+            events=("end",),
+            encoding="utf-8",
+            resolve_entities=False,
+            no_network=True,
+            load_dtd=False,
+            dtd_validation=False,
+            huge_tree=False,
+            remove_comments=True,
+            remove_pis=True,
+        )
+        failure: str | None = None
+        chunk = head
+        while failure is None:
+            try:
+                if chunk:
+                    parser.feed(chunk)
+                else:
+                    parser.close()
+            except etree.XMLSyntaxError as error:
+                failure = str(error)
+            last: etree._Element | None = None
+            for _, element in parser.read_events():
+                assert isinstance(element, etree._Element)
+                if element.tag == "row":
+                    self.complete += 1
+                    yield dict(element.attrib)  # type: ignore[arg-type]  # bytes only in Python 2
+                    element.clear()
+                last = element
+            if not chunk:
+                break
+            self._keep(chunk)
+            if failure is None:
+                _forget(last)
+                chunk = self._stream.read(CHUNK)
+        if failure is not None:
+            self._explain(failure, head)
+
+    def _prolog(self) -> bytes:
+        """The first bytes, with a harmless DOCTYPE blanked out; the position of every other byte stays."""
+        head = b""
+        while len(head) < _PROLOG and (chunk := self._stream.read(_PROLOG - len(head))):
+            head += chunk
+        name = f"{self.table}.xml"
+        if not head.strip():
+            raise DumpError(f"{name} is empty; give a complete table of a dump")
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4]:
+            raise DumpError(
+                f"{name} is not UTF-8, or no text at all: it begins with {head[:8]!r}; dumps are XML in UTF-8"
+            )
+        position = len(_BOM) if head.startswith(_BOM) else 0
+        while True:
+            position += len(head) - position - len(head[position:].lstrip())
+            if head.startswith((b"<?", b"<!--"), position):
+                end = b"?>" if head.startswith(b"<?", position) else b"-->"
+                stop = head.find(end, position)
+                declared = _ENCODING.search(head, position, max(stop, position))
+                if declared and declared[1].lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+                    raise DumpError(
+                        f"{name} declares the encoding {declared[1].decode('ascii', 'replace')}; dumps are UTF-8"
+                    )
+                if stop < 0:
+                    break
+                position = stop + len(end)
+            elif head.startswith(b"<!DOCTYPE", position):
+                doctype = _DOCTYPE.match(head, position)
+                if doctype is None:
+                    raise DumpError(
+                        f"{name} has a DOCTYPE with declarations of its own; entities are never resolved, and no "
+                        f"dump needs "
+                        "them: remove the DOCTYPE if you trust the file"
+                    )
+                head = head[:position] + b" " * len(doctype[0]) + head[doctype.end() :]
+            else:
+                break
+        root = _ROOT.match(head, position)
+        if root is None or root[1].decode("latin-1").lower() != self.table.lower():
+            raise DumpError(
+                f"{name} is not a table of a Stack Exchange dump: its root should be <{self.table.lower()}>, but it "
+                f"goes "
+                f"{head[position : position + 40]!r}"
+            )
+        return head
+
+    def _keep(self, chunk: bytes) -> None:
+        """Remembers `chunk`, and forgets what lies before the last complete row.
+
+        A `<` inside an attribute is always escaped, so `<row` in the bytes is the beginning of a row.
+        """
+        kept = self._kept + chunk
+        wanted = self.complete - 1  # the number of the last complete row
+        if wanted >= self._rows_before:
+            start = len(kept)
+            for _ in range(kept.count(b"<row") + self._rows_before - wanted):
+                start = kept.rfind(b"<row", 0, start)
+            if start > 0:
+                self._kept_at += start
+                self._rows_before = wanted
+                kept = kept[start:]
+        self._kept = kept
+
+    def _explain(self, reason: str, head: bytes) -> None:
+        """Tells a cut table (nothing more comes after the break) from a damaged one, and says so or raises."""
+        row = _ROW.match(self._kept) if self.complete else None
+        if row is not None:
+            end = row.end()
+        else:  # no complete row: the break is after the root's own tag
+            root = _ROOT.search(head)
+            end = head.find(b">", root.start()) + 1 if root else 0
+        byte = self._kept_at + end
+        rest = self._kept[end:]
+        closing = b"</" + self.table.lower().encode()
+        while rest.count(b"<row") < 2 and closing not in rest.lower() and (chunk := self._stream.read(CHUNK)):
+            rest = rest[-(1 << 24) :] + chunk
+        name, rows_complete = f"{self.table}.xml", f"{self.complete} complete rows"
+        if rest.count(b"<row") >= 2 or closing in rest.lower():
+            raise DumpError(
+                f"{name} is damaged after byte {byte} ({rows_complete} before it, more after it): {reason}; "
+                "get a fresh copy of the dump"
+            )
+        if not self._allow_truncated:
+            raise TruncatedDumpError(
+                f"{name} is cut off: it ends without </{self.table.lower()}>, after {rows_complete}, the last of "
+                f"which ends at "
+                f"byte {byte}; get a fresh copy, or go on with the complete rows by --allow-truncated",
+                byte=byte,
+            )
+        self.truncated_at = byte
+
+
+def _forget(last: etree._Element | None) -> None:
+    """Frees the rows that were handed out, all but the newest child of the root: the parser may still be at it."""
+    if last is None or (root := last.getparent()) is None:
+        return
+    while (outer := root.getparent()) is not None:
+        root = outer
+    del root[:-1]
