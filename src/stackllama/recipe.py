@@ -76,6 +76,11 @@ class Data(Section):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most pairs taken from one question (the original: 10).")
     allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
     splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
+    ledger: str | None = Field(
+        None,
+        description="File that remembers the split of every question, to be shared by runs on later dumps of a site; "
+        "none: the run keeps its own.",
+    )
 
 
 class LoRA(Section):
@@ -119,7 +124,7 @@ class SFT(Optimization):
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the SFT split; fractions are allowed.")
     max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
     tokens_per_step: int = Field(8192, ge=16, description="Tokens in one optimizer step (packed, without padding).")
-    max_tokens: int = Field(1024, ge=16, description="Longest document in tokens; a longer one loses its end.")
+    max_tokens: int = Field(1024, ge=16, description="Longest document (question and answer) in tokens; a longer one is left out.")
     answers: Literal["best", "all"] = Field("best", description="Learn each question's best answer, or all of them.")
     loss_on: Literal["answer", "all"] = Field("answer", description="Tokens that are learned: answers, or all.")
 
@@ -134,9 +139,9 @@ class Reward(Optimization):
     max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
     questions_per_step: int = Field(16, ge=1, description="Questions, with all their answers, in one optimizer step.")
     answers_per_question: int = Field(
-        8, ge=2, le=64, description="Most answers of a question; more are left to chance."
+        8, ge=2, le=64, description="Most answers of a question; of more, a seeded choice."
     )
-    max_question_tokens: int = Field(512, ge=8, description="Longest question in tokens; a longer one is cut.")
+    max_question_tokens: int = Field(512, ge=8, description="Longest question in tokens; a longer one is left out.")
     max_answer_tokens: int = Field(512, ge=8, description="Longest answer in tokens; a longer one is left out.")
 
 

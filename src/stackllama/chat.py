@@ -1,0 +1,87 @@
+"""`stackllama chat`: questions in the terminal, answers as they are sampled.
+
+Every question stands alone: the training data has no second turns, and the template has none. Output is stripped of control
+characters, so a model cannot write to the terminal what the terminal would obey.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackllama.assembly import Assembled, load_roles, load_trunk, prepare_machine
+from stackllama.errors import RecipeError
+from stackllama.model.roles import REFERENCE
+from stackllama.recipe_load import load_recipe
+from stackllama.rollout.engine import Request, Sampling, stream
+from stackllama.rollout.experience import POLICY
+from stackllama.tokens.template import encode_root
+from stackllama.tokens.tokenizer import Tokenizer
+
+ROLES = {"ppo": POLICY, "sft": REFERENCE}
+TEMPERATURE, TOP_P = 0.7, 0.9
+# A character may take several tokens: text is held back while its end does not decode to whole characters.
+UNFINISHED = "\ufffd"
+
+
+def chat(folder: Path, *, stage: str = "ppo", seed: int = 0, max_new_tokens: int = 256, question: str | None = None) -> None:
+    """Answer one question, or ask for questions until an empty line or the end of input.
+
+    Raises:
+        RecipeError: for a stage other than "ppo" or "sft".
+        ModelError: when the run has no such model yet.
+    """
+    if stage not in ROLES:
+        raise RecipeError(f"chat has no stage {stage}; allowed: {', '.join(ROLES)}")
+    recipe = load_recipe(folder / "recipe.yaml")
+    prepare_machine(recipe)
+    assembled = load_trunk(recipe, folder)
+    if stage == "ppo":
+        load_roles(assembled, folder, POLICY)
+    questions = [question] if question is not None else _asked()
+    for number, text in enumerate(questions):
+        for piece in answer(assembled, ROLES[stage], text, seed=seed, number=number, max_new_tokens=max_new_tokens):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+def answer(
+    assembled: Assembled, role: str, question: str, *, seed: int, number: int, max_new_tokens: int
+) -> Iterator[str]:
+    """Pieces of the answer's text, as they come. number: of the question in the conversation; it keys the noise."""
+    tokenizer = assembled.tokenizer
+    how = Sampling(seed, max_new_tokens, tokenizer.eos_id, slots=1, temperature=TEMPERATURE, top_p=TOP_P)
+    request = Request(number, tuple(encode_root(tokenizer, question)))
+    with assembled.trunk.use(role) as policy:
+        yield from _pieces(tokenizer, stream(policy, request, how))
+
+
+def _pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """Printable text of the growing answer, the leading space left out."""
+    ids: list[int] = []
+    shown = 0
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids).lstrip()
+        if not text.endswith(UNFINISHED):
+            yield printable(text[shown:])
+            shown = len(text)
+
+
+def printable(text: str) -> str:
+    """The text without characters that a terminal would act upon; line breaks and tabs stay."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+def _asked() -> Iterator[str]:
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            sys.stdout.write("\nquestion> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()

@@ -1,0 +1,96 @@
+"""What a policy's answers are like: perplexity of human answers, and the numbers of sampled ones.
+
+Legend: T tokens of a row, N scored tokens, S responses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stackllama.model.roles import REFERENCE, Trunk
+from stackllama.objectives.masked import sum_per_sequence
+from stackllama.rollout.engine import Request, Response, Sampling, sample
+from stackllama.rollout.experience import response_scores
+from stackllama.tokens.batches import SftRow
+from stackllama.tokens.forest import Tree, branch_targets, plant
+from stackllama.tokens.packing import pack
+from stackllama.tokens.sources import sft_row
+
+Floats = NDArray[np.float64]
+REPEATED_GRAM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A policy's responses to a list of prompts, one each, with what the roles say of them.
+
+    reward, judge: scores (S,); kl: sum over the response's tokens of log policy - log reference, in nats (S,).
+    """
+
+    responses: tuple[Response, ...]
+    reward: Floats
+    judge: Floats
+    kl: Floats
+
+
+def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bool, row_tokens: int) -> float:
+    """exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents)."""
+    total, count = 0.0, 0
+    with trunk.use(role) as reader:
+        for packed in pack(trees, row_tokens):
+            row: SftRow = sft_row(packed, everything=everything)
+            logprob_N = reader.logprobs(reader.hidden(row.forest), row.targets)
+            total -= float(logprob_N.double().sum())
+            count += len(logprob_N)
+    return math.exp(total / count)
+
+
+def answer_prompts(
+    trunk: Trunk, role: str, prompts: Sequence[Tree], sampling: Sampling, *, reward_role: str, judge_role: str, row_tokens: int
+) -> Answered:
+    """Sample one response for each prompt and score it. The noise is keyed by the prompt's place, equal for all policies."""
+    with trunk.use(role) as policy:
+        responses = sample(policy, [Request(at, tree.root) for at, tree in enumerate(prompts)], sampling)
+    trees = [Tree(tree.root, (one.tokens,), at) for at, (tree, one) in enumerate(zip(prompts, responses, strict=True))]
+    reward, judge = (
+        response_scores(trunk, scorer, trees, eos_id=sampling.eos_id, row_tokens=row_tokens).double().numpy()
+        for scorer in (reward_role, judge_role)
+    )
+    return Answered(tuple(responses), reward, judge, _divergence(trunk, role, trees, row_tokens=row_tokens))
+
+
+def _divergence(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> Floats:
+    """KL of each tree's one response (S,), in the order of the trees; 0 for the reference itself."""
+    kl = np.zeros(len(trees))
+    if role == REFERENCE:
+        return kl
+    rows = [(packed, plant(packed)) for packed in pack(trees, row_tokens)]
+    sums: list[list[torch.Tensor]] = []
+    for name in (role, REFERENCE):
+        with trunk.use(name) as reader:
+            sums.append([])
+            for packed, forest in rows:
+                targets = branch_targets(forest)
+                logprob_N = reader.logprobs(reader.hidden(forest), targets)
+                sums[-1].append(sum_per_sequence(logprob_N.double(), targets.branch_N, len(packed)))
+    for (packed, _), policy_S, reference_S in zip(rows, *sums, strict=True):
+        kl[[tree.key for tree in packed]] = (policy_S - reference_S).numpy()
+    return kl
+
+
+def repetition(tokens: Sequence[int], *, gram: int = REPEATED_GRAM) -> float:
+    """Fraction of a response's n-grams that occurred before in it; 0 when it is shorter than one n-gram."""
+    grams = [tuple(tokens[at : at + gram]) for at in range(len(tokens) - gram + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(responses: Sequence[Sequence[int]], *, gram: int = 2) -> float:
+    """Distinct n-grams of all responses together over their number (Li et al. 2016)."""
+    grams = [tuple(tokens[at : at + gram]) for tokens in responses for at in range(len(tokens) - gram + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

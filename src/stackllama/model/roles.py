@@ -1,0 +1,318 @@
+"""One trunk, many roles: policy, reference, reward, judge and value over one set of base weights.
+
+*reference* is the trunk with every adapter off. Each other role has a LoRA adapter of its own (or, when a small model is
+trained in full, a copy of the trunk), and the heads that it reads. A role is entered, used for forward *and* backward, and
+left::
+
+    with trunk.use("policy", training=True) as policy:
+        hidden_TD = policy.hidden(forest)
+        loss = -policy.logprobs(hidden_TD, branch_targets(forest)).sum()
+        loss.backward()
+
+A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each entry
+restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched. Leave the role
+before the optimizer steps: autocast keeps cast copies of the weights until then.
+
+Legend: T tokens of a row, N scored tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stackllama.errors import ModelError
+from stackllama.model.attention import KeyValueCache, plan_attention
+from stackllama.model.heads import ScalarHead
+from stackllama.model.logprobs import token_entropies, token_logprobs
+from stackllama.tokens.forest import Forest, Targets
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """A low-rank adapter: y = W x + alpha / rank * B A x (Hu et al. 2021), on the linear layers whose names end in targets."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+class Role:
+    """A role that has been entered: what the objectives, the sampler and the evaluation compute with."""
+
+    def __init__(self, trunk: Trunk, name: str, model: PreTrainedModel) -> None:
+        self._trunk = trunk
+        self._model = model
+        self.name = name
+
+    def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
+        """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
+        return self._forward(
+            forest.tokens_T[None], forest.positions_T[None], forest_plan=plan_attention(forest), key_value_cache=cache
+        )[0]
+
+    def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
+        """Final hidden states (R, D) of one new token for each of R cached sequences."""
+        return self._forward(tokens_R[:, None], positions_R[:, None], forest_plan=None, key_value_cache=cache)[:, 0]
+
+    def _forward(self, tokens: Tensor, positions: Tensor, **attention: object) -> Tensor:
+        decoder = self._model.base_model
+        output = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **attention)
+        hidden: Tensor = output.last_hidden_state
+        if hidden.requires_grad:
+            hidden.register_hook(self._trunk.backward_check(self.name))
+        return hidden
+
+    def logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
+        """Log-probabilities (N,) in nats, fp32, of the scored tokens."""
+        return self.label_logprobs(hidden_TD[targets.predictor_N], targets.label_N)
+
+    def label_logprobs(self, hidden_ND: Tensor, label_N: Tensor) -> Tensor:
+        """Log-probabilities (N,) of one label for each hidden state."""
+        weight_VD = self._output_matrix()
+        return token_logprobs(hidden_ND.to(weight_VD.dtype), weight_VD, label_N, softcap=self._softcap)
+
+    def entropies(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
+        """Entropies (N,) in nats of the distributions that the scored tokens were drawn from; no gradient."""
+        weight_VD = self._output_matrix()
+        return token_entropies(hidden_TD[targets.predictor_N].to(weight_VD.dtype), weight_VD, softcap=self._softcap)
+
+    def all_logprobs(self, hidden_RD: Tensor) -> Tensor:
+        """The whole distribution (R, V) in fp32 for the few rows of a decoding step."""
+        weight_VD = self._output_matrix()
+        logits = nn.functional.linear(hidden_RD.to(weight_VD.dtype), weight_VD).float()
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return torch.log_softmax(logits, dim=-1)
+
+    def score(self, head: str, hidden_ND: Tensor) -> Tensor:
+        """The scalar head's numbers (N,), fp32."""
+        scores: Tensor = self._trunk.heads[_head_key(self.name, head)](hidden_ND)
+        return scores
+
+    def _output_matrix(self) -> Tensor:
+        weight: Tensor = self._model.get_output_embeddings().weight
+        return weight.to(self._trunk.precision)
+
+    @property
+    def _softcap(self) -> float | None:
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
+
+
+def _head_key(role: str, head: str) -> str:
+    return f"{role}/{head}"
+
+
+class Trunk:
+    """Base weights, and the roles over them.
+
+    model: a causal language model loaded with attention "forest". precision: of the matrix products (bf16 through autocast:
+    what is trained stays fp32). frozen: adapters that stay live under every role, the reference too (an SFT adapter that was
+    not merged).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, precision: torch.dtype) -> None:
+        self.model = model
+        self.precision = precision
+        self.heads = nn.ModuleDict()
+        self.frozen: tuple[str, ...] = ()
+        self._adapters: dict[str, LoRA] = {}
+        self._copies: dict[str, PreTrainedModel] = {}
+        self._active: str | None = None
+        model.requires_grad_(False)
+
+    def add_adapter(self, role: str, lora: LoRA, *, seed: int) -> None:
+        """Give a role a LoRA adapter with fp32 weights; B starts at 0, so the role starts as the trunk.
+
+        Raises:
+            ModelError: when no linear layer has one of the target names.
+        """
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                inject_adapter_in_model(config, self.model, adapter_name=role)
+                # The trunk's own table says which adapters there are; peft warns when it finds its table a second time.
+                del self.model.peft_config
+            except ValueError as error:
+                raise ModelError(
+                    f"no linear layer of {type(self.model).__name__} is named like {', '.join(lora.targets)}; "
+                    f"set lora.targets to names that this model has ({error})"
+                ) from error
+        self._adapters[role] = lora
+        for parameter in self._adapter_parameters(role).values():
+            parameter.data = parameter.data.float()
+
+    def add_copy(self, role: str) -> None:
+        """Give a role a trainable fp32 copy of the trunk: full fine-tuning of a small model."""
+        self._copies[role] = copy.deepcopy(self.model).float()
+
+    def train_in_place(self, role: str) -> None:
+        """Let a role train the trunk's own weights, in fp32 (SFT and pretraining in full)."""
+        self._copies[role] = self.model.float()
+
+    def add_head(self, role: str, head: str, *, spread: float, seed: int) -> None:
+        """Give a role a scalar head; see `ScalarHead` for ``spread``."""
+        generator = torch.Generator().manual_seed(seed)
+        self.heads[_head_key(role, head)] = ScalarHead(self.hidden_size, spread=spread, generator=generator)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @contextmanager
+    def use(self, role: str, *, training: bool = False) -> Iterator[Role]:
+        """Enter a role; gradients are on exactly when ``training``.
+
+        Raises:
+            RuntimeError: when another role is still entered, or the role was never added.
+        """
+        if self._active is not None:
+            raise RuntimeError(f"role {role} was entered while {self._active} is in use; leave it (after its backward) first")
+        if role != REFERENCE and role not in self._adapters and role not in self._copies:
+            raise RuntimeError(f"no role {role} on this trunk; it has {', '.join([*self._adapters, *self._copies])}")
+        model = self._copies.get(role, self.model)
+        if model is self.model:
+            self._switch(role)
+        model.train(training)
+        self.heads.train(training)
+        self._restore_gradients(role if training else None)
+        self._active = role
+        device = next(model.parameters()).device.type
+        try:
+            mixed = self.precision != torch.float32
+            with torch.set_grad_enabled(training), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
+                yield Role(self, role, model)
+        finally:
+            self._active = None
+
+    def backward_check(self, role: str) -> _BackwardCheck:
+        """A hook for a role's hidden states that raises when the backward comes outside the role."""
+        return _BackwardCheck(self, role)
+
+    @property
+    def active(self) -> str | None:
+        """The role in use."""
+        return self._active
+
+    def trainable(self, role: str) -> dict[str, nn.Parameter]:
+        """The role's trainable parameters by name: its adapter or copy, and its heads."""
+        copied = self._copies.get(role)
+        own = dict(copied.named_parameters()) if copied is not None else self._adapter_parameters(role)
+        for key, head in self.heads.items():
+            if key.startswith(f"{role}/"):
+                own |= {f"head.{key.split('/')[1]}.{name}": parameter for name, parameter in head.named_parameters()}
+        return own
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """The role's own tensors by name, detached, for saving."""
+        return {name: parameter.detach() for name, parameter in self.trainable(role).items()}
+
+    def load_state(self, role: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put saved tensors into the role.
+
+        Raises:
+            ModelError: when names or shapes are not exactly the role's own.
+        """
+        own = self.trainable(role)
+        wrong = sorted(set(own) ^ set(tensors)) or [n for n, p in own.items() if p.shape != tensors[n].shape]
+        if wrong:
+            raise ModelError(f"the saved {role} does not fit the model: {wrong[0]} and {len(wrong) - 1} more differ; was it made with other LoRA settings?")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+
+    @torch.no_grad()
+    def merge(self, role: str) -> dict[str, Tensor]:
+        """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the weights from before."""
+        before: dict[str, Tensor] = {}
+        for name, layer in self._lora_layers():
+            if role in layer.lora_A:
+                weight = layer.get_base_layer().weight
+                before[f"{name}.weight"] = weight.clone()
+                merged = weight.float() + layer.get_delta_weight(role).float()
+                weight.copy_(merged.to(weight.dtype))
+        self.drop(role)
+        return before
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back the weights that `merge` gave, while no adapter wraps their layers."""
+        for name, weight in weights.items():
+            self.model.get_parameter(name).copy_(weight)
+
+    def drop(self, role: str) -> None:
+        """Forget a role; peft's layers give way to the base layers when the last adapter is gone."""
+        self._copies.pop(role, None)
+        for key in [key for key in self.heads if key.startswith(f"{role}/")]:
+            del self.heads[key]
+        if self._adapters.pop(role, None) is None:
+            return
+        for name, layer in self._lora_layers():
+            layer.delete_adapter(role)
+            if not self._adapters:
+                self.model.set_submodule(name, layer.get_base_layer())
+
+    def freeze_under(self, role: str) -> None:
+        """Keep a role's adapter live and frozen under every role, instead of merging it."""
+        self.frozen = (*self.frozen, role)
+
+    @property
+    def adapters(self) -> dict[str, LoRA]:
+        """The adapters on the trunk, with their shapes."""
+        return dict(self._adapters)
+
+    def _lora_layers(self) -> list[tuple[str, LoraLayer]]:
+        return [(name, module) for name, module in self.model.named_modules() if isinstance(module, LoraLayer)]
+
+    def _adapter_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        marker = (f".lora_A.{role}.", f".lora_B.{role}.")
+        return {
+            name.replace(f".{role}.", "."): parameter
+            for name, parameter in self.model.named_parameters()
+            if any(mark in name for mark in marker)
+        }
+
+    def _switch(self, role: str) -> None:
+        wanted = [*self.frozen, *([role] if role in self._adapters else [])]
+        for _, layer in self._lora_layers():
+            if wanted:
+                layer.set_adapter(wanted)
+            layer.enable_adapters(bool(wanted))
+
+    def _restore_gradients(self, role: str | None) -> None:
+        for module in (self.model, self.heads, *self._copies.values()):
+            module.requires_grad_(False)
+        if role is not None:
+            for parameter in self.trainable(role).values():
+                parameter.requires_grad_(True)
+
+
+class _BackwardCheck:
+    """Called with the gradient of a role's hidden states, before the trunk's backward begins."""
+
+    def __init__(self, trunk: Trunk, role: str) -> None:
+        self._trunk = trunk
+        self._role = role
+
+    def __call__(self, gradient: Tensor) -> None:
+        if self._trunk.active != self._role:
+            raise RuntimeError(
+                f"the backward of role {self._role} ran while {self._trunk.active or 'no role'} was in use; "
+                "end it inside the role's own `with trunk.use(...)` block"
+            )

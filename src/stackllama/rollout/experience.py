@@ -1,0 +1,309 @@
+"""The PPO source: sample with the live policy, score, compute advantages, yield minibatches.
+
+One *round* samples ``prompts`` x ``samples`` responses. They are packed into rows once; the old and the reference log-probabilities come
+from the trainer's own pass over those rows, the rows of which every epoch's minibatches consist. So at the round's first
+minibatch every ratio is 1 and, in the first round, every KL is 0, to the bit.
+
+Legend: T tokens of a row, N response tokens of a row (M of a round), S responses of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stackllama.errors import DataError
+from stackllama.model.roles import REFERENCE, Trunk
+from stackllama.objectives import ppo, reward
+from stackllama.objectives.advantages import gae
+from stackllama.objectives.kl import Controller
+from stackllama.objectives.masked import sum_per_sequence, whiten
+from stackllama.objectives.ppo import PPORow
+from stackllama.rollout.engine import Request, Response, Sampling, sample
+from stackllama.tokens.batches import Batch, StepResult
+from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
+from stackllama.tokens.packing import pack
+
+POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class PPOSettings:
+    """Numbers of the source. rounds: how often it samples; estimator: of the token KL that is charged; kl_stop: approximate KL of
+    a minibatch over which the rest of the round's minibatches is dropped, or None; row_tokens: the longest row.
+    """
+
+    rounds: int
+    prompts: int
+    samples: int
+    epochs: int
+    minibatches: int
+    gamma: float
+    gae_lambda: float
+    whiten: bool
+    missing_eos_penalty: float
+    kl_stop: float | None
+    row_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """A round's samples: trees with the responses as branches, in the order of the prompts; why each response stopped, and the
+    sampler's own log-probabilities, in the order of the branches.
+    """
+
+    trees: tuple[Tree, ...]
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A packed row with what three roles say of it: (N,) log-probabilities and values, fp32."""
+
+    forest: Forest
+    logprob_N: Tensor
+    reference_N: Tensor
+    value_N: Tensor
+
+
+def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: int, row_tokens: int) -> Tensor:
+    """Reward of each branch (S,), in the order of the trees. A response that was cut off is closed with an EOS first: a score is
+    always read at an EOS, as in training.
+    """
+    closed = [
+        Tree(tree.root, tuple(b if b[-1] == eos_id else (*b, eos_id) for b in tree.branches), at)
+        for at, tree in enumerate(trees)
+    ]
+    found: dict[int, Tensor] = {}
+    with trunk.use(role) as scorer:
+        for row in pack(closed, row_tokens):
+            forest = plant(row)
+            score_B = scorer.score(reward.HEAD, scorer.hidden(forest)[last_tokens(forest)])
+            parts = score_B.split([len(tree.branches) for tree in row])
+            found |= {tree.key: part for tree, part in zip(row, parts, strict=True)}
+    return torch.cat([found[at] for at in range(len(trees))])
+
+
+def token_rewards(
+    charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coefficient: float
+) -> Tensor:
+    """Reward of each token (M,): minus the coefficient times its KL, and the response's score at its last token."""
+    reward_M = -coefficient * charge_M
+    return reward_M.index_add(0, last_S, score_S)
+
+
+class ExperienceSource:
+    """Rounds of experience for the PPO objective, each passed over ``epochs`` times in ``minibatches`` minibatches.
+
+    prompts: roots, used in a new shuffled order by (seed, pass over the prompts). estimator: token KL from (policy, reference)
+    log-probabilities. The noise of a response is keyed by its number, counted over the whole run.
+    """
+
+    unit = "episodes"
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        prompts: Sequence[Tree],
+        *,
+        settings: PPOSettings,
+        sampling: Sampling,
+        controller: Controller,
+        estimator: Callable[[Tensor, Tensor], Tensor],
+        reward_role: str,
+    ) -> None:
+        if len(prompts) < settings.prompts:
+            raise DataError(
+                f"PPO asks {settings.prompts} prompts a step, the ppo split has {len(prompts)} that fit; lower ppo.prompts_per_step "
+                "or raise ppo.max_prompt_tokens"
+            )
+        self.total_work = settings.rounds * settings.prompts * settings.samples
+        self._trunk = trunk
+        self._prompts = prompts
+        self._settings = settings
+        self._sampling = sampling
+        self._controller = controller
+        self._estimator = estimator
+        self._reward_role = reward_role
+        self._round = 0
+        self._rows: list[PPORow] = []
+        self._plan: list[list[int]] = []
+        self._notes: dict[str, float] = {}
+        self._unreported = 0
+
+    def next(self) -> Batch[PPORow] | None:
+        """The next minibatch; samples a new round when the last one is used up."""
+        if not self._plan:
+            if self._round == self._settings.rounds:
+                return None
+            self._begin_round()
+        chosen = self._plan.pop(0)
+        rows = tuple(self._rows[at] for at in chosen)
+        tokens = float(sum(len(row.old_logprob_N) for row in rows))
+        # Episodes are counted when the round ends, so that a round cut short still counts whole.
+        work = 0 if self._plan else self._unreported
+        return Batch(rows, {"tokens": tokens}, work, self._notes)
+
+    def observe(self, result: StepResult) -> None:
+        """Drop the rest of a round that moved too far; adapt the KL coefficient at the round's end."""
+        limit = self._settings.kl_stop
+        if limit is not None and result.metrics["approximate_kl"] > limit:
+            self._plan = []
+        if not self._plan:
+            self._controller.update(self._notes["kl"], self._settings.prompts * self._settings.samples)
+            self._round += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Round, controller, and the half-used round with its rows."""
+        return {
+            "round": self._round,
+            "controller": self._controller.state_dict(),
+            "plan": self._plan,
+            "notes": self._notes,
+            "unreported": self._unreported,
+            "rows": [_row_state(row) for row in self._rows],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, in the middle of a round too."""
+        self._round = state["round"]
+        self._controller.load_state_dict(state["controller"])
+        self._plan = [list(step) for step in state["plan"]]
+        self._notes = dict(state["notes"])
+        self._unreported = state["unreported"]
+        self._rows = [_row_from_state(saved) for saved in state["rows"]]
+
+    def _begin_round(self) -> None:
+        rollouts = self._sample(self._choose_prompts())
+        score_S = response_scores(
+            self._trunk, self._reward_role, rollouts.trees, eos_id=self._sampling.eos_id, row_tokens=self._settings.row_tokens
+        )
+        self._rows, self._notes = self._experience(rollouts, score_S)
+        settings = self._settings
+        order = np.random.default_rng([self._sampling.seed, 1, self._round])
+        self._plan = [
+            part.tolist()
+            for _ in range(settings.epochs)
+            for part in np.array_split(order.permutation(len(self._rows)), min(settings.minibatches, len(self._rows)))
+        ]
+        self._unreported = len(rollouts.responses)
+
+    def _choose_prompts(self) -> list[Tree]:
+        count = len(self._prompts)
+        chosen = []
+        for at in range(self._round * self._settings.prompts, (self._round + 1) * self._settings.prompts):
+            order = np.random.default_rng([self._sampling.seed, 0, at // count]).permutation(count)
+            chosen.append(self._prompts[int(order[at % count])])
+        return chosen
+
+    def _sample(self, prompts: Sequence[Tree]) -> Rollouts:
+        samples = self._settings.samples
+        first = self._round * len(prompts) * samples
+        requests = [
+            Request(first + at * samples + take, tree.root) for at, tree in enumerate(prompts) for take in range(samples)
+        ]
+        with self._trunk.use(POLICY) as policy:
+            responses = sample(policy, requests, self._sampling)
+        trees = [
+            Tree(tree.root, tuple(one.tokens for one in responses[at * samples : (at + 1) * samples]), at)
+            for at, tree in enumerate(prompts)
+        ]
+        return Rollouts(tuple(trees), tuple(responses))
+
+    def _experience(self, rollouts: Rollouts, score_S: Tensor) -> tuple[list[PPORow], dict[str, float]]:
+        """Rows ready for training, and the round's numbers for the log."""
+        settings = self._settings
+        budget = _row_budget(rollouts.trees, settings.minibatches, settings.row_tokens)
+        packed = pack(rollouts.trees, budget)
+        scored = self._passes([plant(trees) for trees in packed])
+        # Responses in the order of the packed rows: their scores follow them there.
+        first = np.cumsum([0, *(len(tree.branches) for tree in rollouts.trees)])
+        order = [int(first[tree.key]) + b for trees in packed for tree in trees for b in range(len(tree.branches))]
+        responses = [rollouts.responses[at] for at in order]
+        sequence_M = torch.repeat_interleave(
+            torch.arange(len(order)), torch.tensor([len(response.tokens) for response in responses])
+        )
+        last_S = torch.tensor([len(response.tokens) for response in responses]).cumsum(0) - 1
+        logprob_M = torch.cat([row.logprob_N for row in scored])
+        reference_M = torch.cat([row.reference_N for row in scored])
+        value_M = torch.cat([row.value_N for row in scored])
+        missing_S = torch.tensor([float(response.stopped == "length") for response in responses])
+        reward_M = token_rewards(
+            self._estimator(logprob_M, reference_M),
+            score_S[order] - settings.missing_eos_penalty * missing_S,
+            last_S,
+            coefficient=self._controller.coefficient,
+        )
+        advantage_M, return_M = gae(reward_M, value_M, sequence_M, gamma=settings.gamma, lam=settings.gae_lambda)
+        residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
+        if settings.whiten:
+            advantage_M = whiten(advantage_M)
+        sampled_M = torch.tensor([logprob for response in responses for logprob in response.logprobs])
+        kl_S = sum_per_sequence(logprob_M - reference_M, sequence_M, len(order))
+        notes = {
+            "round": float(self._round),
+            "reward": float(score_S.mean()),
+            "reward_std": float(score_S.std(correction=0)),
+            "kl": float(kl_S.mean()),
+            "kl_coefficient": self._controller.coefficient,
+            "length": len(logprob_M) / len(order),
+            "eos_rate": 1.0 - float(missing_S.mean()),
+            "explained_variance": 1.0 - float(residual),
+            "sampler_difference": float((sampled_M - logprob_M).abs().mean()),
+        }
+        sizes = [len(row.logprob_N) for row in scored]
+        parts = zip(scored, advantage_M.split(sizes), return_M.split(sizes), strict=True)
+        rows = [
+            PPORow(one.forest, branch_targets(one.forest), one.logprob_N, one.value_N, advantage_N, return_N)
+            for one, advantage_N, return_N in parts
+        ]
+        return rows, notes
+
+    def _passes(self, forests: Sequence[Forest]) -> list[Scored]:
+        """Old log-probabilities and values by the policy, log-probabilities by the reference, row by row."""
+        old: list[tuple[Tensor, Tensor]] = []
+        with self._trunk.use(POLICY) as policy:
+            for forest in forests:
+                targets = branch_targets(forest)
+                hidden_TD = policy.hidden(forest)
+                value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N])
+                old.append((policy.logprobs(hidden_TD, targets), value_N))
+        with self._trunk.use(REFERENCE) as reference:
+            known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)) for forest in forests]
+        return [
+            Scored(forest, logprob, ref, value) for forest, (logprob, value), ref in zip(forests, old, known, strict=True)
+        ]
+
+
+def _row_budget(trees: Sequence[Tree], minibatches: int, row_tokens: int) -> int:
+    """Tokens of a row, small enough that every minibatch gets a row and large enough for every tree."""
+    share = -(-sum(map(len, trees)) // minibatches)
+    longest = max(map(len, trees))
+    return max(longest, min(row_tokens, share + longest // 2))
+
+
+def _row_state(row: PPORow) -> dict[str, Any]:
+    forest = row.forest
+    return {
+        "tokens": forest.tokens_T,
+        "positions": forest.positions_T,
+        "segments": torch.tensor([[s.start, s.stop, s.root_start, s.root_stop] for s in forest.segments]),
+        "trees": list(forest.tree_of_branch),
+        "old_logprob": row.old_logprob_N,
+        "old_value": row.old_value_N,
+        "advantage": row.advantage_N,
+        "return": row.return_N,
+    }
+
+
+def _row_from_state(saved: Mapping[str, Any]) -> PPORow:
+    segments = tuple(Segment(*ends) for ends in saved["segments"].tolist())
+    forest = Forest(saved["tokens"], saved["positions"], segments, tuple(saved["trees"]))
+    return PPORow(
+        forest, branch_targets(forest), saved["old_logprob"], saved["old_value"], saved["advantage"], saved["return"]
+    )

@@ -1,0 +1,80 @@
+"""What travels from sources to the loop: packed rows, batches with their counts, and the word of what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from stackllama.tokens.forest import Forest, Targets
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[RowT]):
+    """The rows of one optimizer step, with the counts that divide its sums, known before the first backward.
+
+    work: what the step adds to progress, in the source's unit; notes: numbers about the batch itself that are logged
+    beside the objective's metrics.
+    """
+
+    rows: tuple[RowT, ...]
+    counts: Mapping[str, float]
+    work: int
+    notes: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of one batch. skipped: why the guard refused it (then no weight was changed), or None."""
+
+    step: int
+    loss: float
+    metrics: Mapping[str, float]
+    gradient_norm: float
+    skipped: str | None
+
+
+class Source(Protocol[RowT]):
+    """Where batches come from; it ends by yielding None. ``total_work`` is in ``unit`` (tokens, questions, episodes)."""
+
+    total_work: int
+    unit: str
+
+    def next(self) -> Batch[RowT] | None:
+        """The next batch, or None at the end."""
+
+    def observe(self, result: StepResult) -> None:
+        """Hear what became of the last batch; a source may drop what it had planned next."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, as tensors and JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+
+
+@dataclass(frozen=True, slots=True)
+class SftRow:
+    """A packed row and the tokens that are learnt from it."""
+
+    forest: Forest
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRow:
+    """A packed row of questions. last_B: place of each branch's last token, its EOS, where its score is read; better_P and
+    worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs; question_P: the keys of the
+    trees that the pairs belong to.
+    """
+
+    forest: Forest
+    last_B: Tensor
+    better_P: Tensor
+    worse_P: Tensor
+    weight_P: Tensor
+    question_P: tuple[int, ...]

@@ -1,0 +1,43 @@
+"""Chunked log-probabilities agree with torch's own softmax, and their gradients with autograd's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stackllama.model import logprobs
+from stackllama.model.logprobs import token_entropies, token_logprobs
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_values_and_gradients_agree_with_log_softmax_whatever_the_chunk(
+    softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * 11)  # 3 positions a chunk: 7 positions make 3 chunks
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, generator=draw, dtype=torch.float32, requires_grad=True) for n in (7, 11))
+    label, upstream = torch.randint(11, (7,), generator=draw), torch.randn(7, generator=draw)
+    ours = token_logprobs(hidden, weight, label, softcap=softcap)
+    ours_grad = torch.autograd.grad((ours * upstream).sum(), (hidden, weight))
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    theirs = torch.log_softmax(logits, -1)[torch.arange(7), label]
+    theirs_grad = torch.autograd.grad((theirs * upstream).sum(), (hidden, weight))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    for one, two in zip(ours_grad, theirs_grad, strict=True):
+        assert (one - two).norm() <= 1e-6 * two.norm()
+
+
+def test_a_uniform_distribution_worked_by_hand() -> None:
+    # Equal logits over 8 tokens: each has log-probability -log 8, and the entropy is log 8.
+    hidden, weight = torch.zeros(2, 4), torch.ones(8, 4)
+    assert token_logprobs(hidden, weight, torch.tensor([0, 7])).tolist() == pytest.approx([-math.log(8)] * 2)
+    assert token_entropies(hidden, weight).tolist() == pytest.approx([math.log(8)] * 2)
+
+
+def test_precisions_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        token_logprobs(torch.zeros(2, 4, dtype=torch.bfloat16), torch.ones(8, 4), torch.tensor([0, 7]))
