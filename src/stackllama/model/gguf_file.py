@@ -8,12 +8,13 @@ skipped, in silence; other files beside the GGUF file leak into its configuratio
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from stackllama.errors import ModelError
 from stackllama.model.folder import quiet
@@ -34,32 +35,25 @@ def load_gguf(path: Path, *, dtype: torch.dtype, attention: str = "eager") -> tu
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
             raise ModelError(f"reading {path.name} needs the package {package}; pip install accelerate gguf")
-    metadata, tensors = _read_header(path)
     # Alone in a folder, or transformers reads the neighbours' config and tokenizer files too.
     with tempfile.TemporaryDirectory() as alone, quiet():
         (Path(alone) / path.name).symlink_to(path.resolve())
         try:
+            from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer, read_gguf_metadata
+
+            metadata, tensors = read_gguf_metadata(str(path))
             model = _model(alone, path, dtype, attention)
             _check_complete(model, tensors, path)
-            rust = AutoTokenizer.from_pretrained(alone, gguf_file=path.name).backend_tokenizer
-        except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-            raise ModelError(f"transformers cannot read {path}: {error}; try the model's safetensors files") from error
-    _correct_pre_tokenizer(rust, metadata, path)
-    return model, _tokenizer(rust, metadata, path)
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Metadata by key, and the names of the tensors."""
-    from gguf import GGUFReader
-
-    keys = [f"tokenizer.ggml.{name}" for name in ("model", "pre", "add_bos_token")]
-    keys += [f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "padding")]
-    try:
-        reader = GGUFReader(str(path))
-        metadata = {key: reader.fields[key].contents() for key in keys if key in reader.fields}
-        return metadata, [tensor.name for tensor in reader.tensors]
-    except Exception as error:  # whatever numpy makes of a file that is cut off
-        raise ModelError(f"{path} is not a complete GGUF file: {error}; fetch it again") from error
+            architecture, words, _ = get_gguf_tokenizer(str(path))
+            rust, _ = convert_gguf_tokenizer(architecture, words)
+            _correct_pre_tokenizer(rust, metadata, path)
+            return model, _tokenizer(rust, metadata, path)
+        except ModelError:
+            raise
+        except Exception as error:  # a file that is cut off fails in many ways, inside transformers, gguf and numpy
+            raise ModelError(
+                f"transformers cannot read {path}: {error!r}; fetch it again, or use the model's safetensors files"
+            ) from error
 
 
 def _model(folder: str, path: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -69,6 +63,7 @@ def _model(folder: str, path: Path, dtype: torch.dtype, attention: str) -> PreTr
     check_supported(config)
     model, loading = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=config,
         gguf_file=path.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=dtype,
@@ -86,7 +81,7 @@ def _model(folder: str, path: Path, dtype: torch.dtype, attention: str) -> PreTr
     return model.eval()
 
 
-def _check_complete(model: PreTrainedModel, tensors: list[str], path: Path) -> None:
+def _check_complete(model: PreTrainedModel, tensors: Sequence[str], path: Path) -> None:
     """Every tensor of the file went somewhere: experts apart, one tensor is one parameter."""
     if "rope_freqs.weight" in tensors:
         raise ModelError(
