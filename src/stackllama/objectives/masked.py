@@ -65,8 +65,8 @@ def whiten(x_N: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     x_N: float (N). Returns x_N's dtype (N). The deviation is that of the population (divided by N, not N - 1), so that
     one token gives 0 rather than NaN. Worked out in float64: in float32 the rounding of a mean would be blown up to 1
-    when all the numbers are equal. Source: Huang et al. 2023, "The N implementation details of RLHF with PPO", detail
-    "whitening rewards / advantages".
+    when all the numbers are equal. Source: Huang et al. 2023, "The N implementation details of RLHF with PPO", on
+    whitening rewards and advantages.
     """
     if not x_N.numel():
         return x_N
