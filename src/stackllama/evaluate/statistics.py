@@ -3,11 +3,11 @@
 Q: questions. P: pairs (or samples) of these questions. Questions are the units: an answer's pairs share an author, a
 topic and a model's mood, so counting them one by one would claim more certainty than there is.
 
-The interval is a percentile bootstrap over clusters of questions, widened as for Student's t (Hesterberg 2015, "What
-teachers should know about the bootstrap", section 5.3.3). In simulations of 2000 runs with 100 to 300 questions
-(accuracy 0.6 to 0.95, paired differences, means over pairs) a 95% interval held the truth in 94.2% to 97.0%. BCa came
-out no closer (94.2% to 98.0%), the plain t interval farther off (87.9% to 95.8%). Where every question has the same
-value the interval has no width: the data then hold no measure of their own uncertainty.
+The interval is a percentile bootstrap over clusters of questions, widened as for Student's t (the expanded percentile
+interval of Hesterberg 2015, "What teachers should know about the bootstrap"). In simulations of 2000 runs with 100 to
+300 questions (accuracy 0.5 to 0.95, paired differences, means over pairs) a 95% interval held the truth in 94.3% to
+96.3%. BCa came out no closer (94.2% to 98.0%), the plain t interval farther off (87.9% to 95.8%). Few questions that
+nearly all agree hold too little to tell (30 questions at 0.95: 78%); where all agree the interval has no width.
 """
 
 from __future__ import annotations
