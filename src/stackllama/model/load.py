@@ -58,9 +58,7 @@ def load_base(
     if model == EMBEDDED:
         return _embedded(dtype, attention)
     if model == smollm2.NAME:
-        gguf = smollm2.find_gguf()
-        folder = smollm2.converted(gguf, cache)
-        return replace(load_model(folder, dtype, attention=attention), source=f"{model} ({folder.name})")
+        return smollm2.load_smollm2(cache, dtype, attention=attention)
     if is_size(model):
         return _random(model, documents, vocabulary, seed, dtype, attention)
     path = Path(model).expanduser()
