@@ -138,11 +138,9 @@ def _run_option(parser: argparse.ArgumentParser) -> None:
 
 def _chat_options(parser: argparse.ArgumentParser) -> None:
     _run_option(parser)
-    parser.add_argument("--stage", choices=("sft", "ppo"), help="whose weights (default: the last complete stage's)")
+    parser.add_argument("--stage", choices=("sft", "ppo"), default="ppo", help="whose weights (default: ppo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="longest answer in tokens (default: the recipe's)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     parser.add_argument("--question", metavar="TEXT", help="answer this one question and end")
 
 

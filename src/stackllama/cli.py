@@ -6,13 +6,12 @@ Only the standard library is imported here; whatever is heavy is imported inside
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stackllama.arguments import Arguments, build_parser, parse
 from stackllama.errors import RecipeError, StackllamaError
@@ -67,9 +66,11 @@ def run(arguments: Arguments) -> None:
 
     recipe = _load(arguments)
     with open_run(recipe) as opened:
+        from stackllama.stages import run_report  # seconds of imports, after all that can be wrong with the recipe
+
         for command in _stage_commands(recipe):
             _run_stage(command, recipe, opened)
-        _stages().run_report(recipe, opened)
+        run_report(recipe, opened)
     say_next("chat", opened.folder)
 
 
@@ -99,7 +100,9 @@ def report(arguments: Arguments) -> None:
     folder = find_run(arguments.options.run)
     recipe = load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
     with open_run(recipe) as opened:
-        _stages().run_report(recipe, opened)
+        from stackllama.stages import run_report
+
+        run_report(recipe, opened)
     say_next("chat", folder)
 
 
@@ -109,7 +112,9 @@ def chat(arguments: Arguments) -> None:
 
     options = arguments.options
     folder = find_run(options.run)
-    importlib.import_module("stackllama.chat").chat(
+    from stackllama.chat import chat as answer
+
+    answer(
         folder, stage=options.stage, seed=options.seed, max_new_tokens=options.max_new_tokens, question=options.question
     )
     say_next("score", folder, "--question", "QUESTION", "--answer", "ANSWER")
@@ -121,7 +126,9 @@ def score(arguments: Arguments) -> None:
 
     options = arguments.options
     folder = find_run(options.run)
-    rewards = importlib.import_module("stackllama.scoring").score(folder, options.question, options.answer)
+    from stackllama.scoring import score as rewards_of
+
+    rewards = rewards_of(folder, options.question, options.answer)
     for reward, answer in zip(rewards, options.answer, strict=True):
         print(f"{reward:+.4f}\t{' '.join(answer.split())}")
     say_next("chat", folder)
@@ -189,8 +196,16 @@ def _load(arguments: Arguments) -> Recipe:
     return load_recipe(arguments.options.recipe, arguments.overrides)
 
 
-def _stages() -> Any:
-    return importlib.import_module("stackllama.stages")
+def _stage_functions() -> dict[str, Callable[[Recipe, Run], None]]:
+    from stackllama import stages
+
+    return {
+        "data": stages.run_data,
+        "sft": stages.run_sft,
+        "reward": stages.run_reward,
+        "ppo": stages.run_ppo,
+        "evaluate": stages.run_evaluate,
+    }
 
 
 def _stage_commands(recipe: Recipe) -> list[str]:
@@ -209,7 +224,7 @@ def _run_stage(command: str, recipe: Recipe, opened: Run) -> None:
         say(f"{command}: complete already, kept (delete {opened.folder / names[0]} to make it again)")
         return
     opened.require(names[0])
-    getattr(_stages(), f"run_{command}")(recipe, opened)
+    _stage_functions()[command](recipe, opened)
 
 
 def _explain_full_disk(error: Exception) -> int:

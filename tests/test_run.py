@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackllama import run as run_module
+from stackllama.environment import changes, environment
+from stackllama.errors import RunError
+from stackllama.files import atomic_write_text, read_json
+from stackllama.recipe import Recipe
+from stackllama.recipe_load import known_keys, load_recipe, section_of
+from stackllama.run import NEEDS, STAGES, Run, differing_keys, find_run, first_touched, open_run
+
+
+def recipe(folder: Path, **changed: Any) -> Recipe:
+    return Recipe.model_validate({"name": "x", "folder": str(folder), "data": {"source": "embedded"}} | changed)
+
+
+def complete(run: Run, stage: str, *, digest: str = "1", inputs: Mapping[str, str] | None = None) -> list[str]:
+    remarks = run.begin(stage, inputs=inputs)
+    atomic_write_text(run.stage(stage) / "work", digest)
+    run.finish(stage, outputs={"final": digest})
+    return remarks
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_goes_through_its_stages(tmp_path: Path) -> None:
+    given = recipe(tmp_path)
+    with open_run(given) as run:
+        assert run.folder == tmp_path / "x"
+        assert not any(run.is_complete(stage) for stage in STAGES)
+        for stage in STAGES:
+            run.require(stage)
+            assert complete(run, stage) == []
+            assert run.is_complete(stage)
+    assert load_recipe(tmp_path / "x" / "recipe.yaml") == given
+    with open_run(given) as run:
+        assert all(run.is_complete(stage) for stage in STAGES)
+        assert run.outputs("sft") == {"final": "1"}
+    assert find_run("x", str(tmp_path)) == find_run(str(tmp_path / "x")) == tmp_path / "x"
+
+
+def test_lineage_ties_the_stages_together(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data", inputs={"dump": "d"})
+        complete(run, "sft", inputs={"base": "b"})
+    lineage = read_json(tmp_path / "x" / "lineage.json")
+    assert lineage["stages"]["data"]["inputs"] == {"dump": "d"}
+    assert lineage["stages"]["sft"]["inputs"].keys() == {"data", "base"}
+    assert lineage["stages"]["sft"]["outputs"] == {"final": "1"}
+    here = lineage["stages"]["sft"]["environment"]
+    assert here["threads"] >= 1
+    assert {"torch", "transformers", "peft", "tokenizers"} <= here["packages"].keys()
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if NEEDS[stage]])
+def test_a_stage_says_what_to_type_first(tmp_path: Path, stage: str) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        with pytest.raises(
+            RunError, match=r"needs data, which has not been run.*first type: stackllama data \S+/recipe.yaml"
+        ):
+            run.begin(stage)
+        complete(run, "data")
+        run.begin("sft")
+        atomic_write_text(run.stage("sft") / "half", "")
+        if stage != "sft":
+            with pytest.raises(RunError, match=r"needs sft, which is not complete.*stackllama sft"):
+                run.begin(stage)
+
+
+def test_the_judge_comes_from_the_reward_command(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        for stage in ("data", "sft", "reward", "ppo"):
+            complete(run, stage)
+        with pytest.raises(RunError, match=r"needs judge.*stackllama reward"):
+            run.require("evaluate")
+
+
+def test_what_stands_on_something_made_again_differently_is_refused(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        for stage in ("data", "sft", "reward"):
+            complete(run, stage)
+        complete(run, "sft", digest="1")
+        assert run.is_complete("reward")  # made again, the same
+        complete(run, "sft", digest="2")
+        with pytest.raises(RunError, match=r"reward was made from another sft"):
+            run.is_complete("reward")
+        with pytest.raises(RunError, match=r"reward was made from another sft"):
+            run.begin("reward")
+
+
+def test_a_stage_does_not_go_on_from_other_inputs(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        run.begin("data", inputs={"dump": "a"})
+        run.begin("data", inputs={"dump": "b"})  # nothing was written yet
+        atomic_write_text(run.stage("data") / "half", "")
+        with pytest.raises(RunError, match=r"data was made from another dump"):
+            run.begin("data", inputs={"dump": "a"})
+
+
+def test_a_recipe_that_differs_where_a_stage_has_begun_is_refused(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        for stage in ("data", "sft", "reward"):
+            complete(run, stage)
+    with pytest.raises(RunError) as caught:
+        open_run(recipe(tmp_path, sft={"epochs": 2}, ppo={"steps": 7}))
+    message = str(caught.value)
+    assert "sft.epochs: 1.0 -> 2.0" in message
+    assert "ppo.steps" not in message  # PPO has not begun
+    assert message.endswith(f"rm -r {tmp_path / 'x' / 'sft'} {tmp_path / 'x' / 'reward'}")
+    assert load_recipe(tmp_path / "x" / "recipe.yaml") == recipe(tmp_path)
+    with open_run(recipe(tmp_path, ppo={"steps": 7}, compute={"checkpoint_steps": 3})):
+        pass
+    assert load_recipe(tmp_path / "x" / "recipe.yaml").ppo.steps == 7
+
+
+def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
+    untouching = {key for key, field in known_keys() if section_of(field) is None and first_touched(key) is None}
+    assert untouching == {"name", "folder", "compute.threads", "compute.checkpoint_steps", "compute.log_steps"}
+    assert (first_touched("ppo.kl.target"), first_touched("base.model"), first_touched("seed")) == (
+        "ppo",
+        "sft",
+        "data",
+    )
+
+
+def test_differing_keys_are_dotted(tmp_path: Path) -> None:
+    changed = recipe(tmp_path, ppo={"lambda": 0.5, "kl": {"target": 1}})
+    assert differing_keys(recipe(tmp_path), changed) == {"ppo.lambda": (0.95, 0.5), "ppo.kl.target": (6.0, 1.0)}
+
+
+def test_other_versions_or_threads_are_remarked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run(recipe(tmp_path, compute={"threads": 1})) as run:
+        run.begin("data")
+        atomic_write_text(run.stage("data") / "half", "")
+        assert run.begin("data") == []
+    with open_run(recipe(tmp_path, compute={"threads": 2})) as run:
+        assert run.begin("data") == ["threads was 1 and is 2: data goes on, but its bits will differ"]
+    here = environment(1)
+    older = {**here, "packages": {**here["packages"], "torch": "1.0"}}
+    assert list(changes(older, here)) == [f"torch was 1.0 and is {here['packages']['torch']}"]
+
+
+def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:
+    def fail() -> None:
+        with open_run(recipe(tmp_path)) as run:
+            run.begin("data")
+            raise RunError("the dump is missing")
+
+    with pytest.raises(RunError, match="the dump is missing"):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "x" / "thesis.txt", "years of work")
+    with pytest.raises(RunError, match=r"is no run"):
+        open_run(recipe(tmp_path))
+    assert names(tmp_path / "x") == ["thesis.txt"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "x", "")
+    with pytest.raises(RunError, match=r"x cannot be (made|written)"):
+        open_run(recipe(tmp_path))
+
+
+HOLD = """
+import sys, time
+from stackllama.recipe import Recipe
+from stackllama.run import open_run
+with open_run(Recipe(name="x", folder=sys.argv[1], data={"source": "embedded"})) as run:
+    run.begin("data")
+    (run.stage("data") / "half").write_text("")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_share_a_run_and_a_kill_lets_go(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=rf"in use by another process \({holder.pid}\)"):
+            open_run(recipe(tmp_path))
+        holder.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        try:
+            with open_run(recipe(tmp_path)) as run:
+                assert names(run.stage("data")) == ["half"]
+            break
+        except RunError:
+            time.sleep(0.01)
+    else:
+        pytest.fail("the lock outlived its process")
+
+
+def test_a_lock_that_its_owner_removed_is_not_taken_for_one(tmp_path: Path) -> None:
+    first = open_run(recipe(tmp_path))
+    first.close()  # nothing had begun: the folder and its lock are gone
+    with open_run(recipe(tmp_path)), pytest.raises(RunError, match="in use"):
+        open_run(recipe(tmp_path))
+
+
+def test_unknown_runs_list_the_known_ones(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data")
+    with pytest.raises(RunError, match=r"nope is not a run.*there is: x"):
+        find_run("nope", str(tmp_path))
+
+
+def test_a_broken_mark_is_named(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data")
+        (run.stage("data") / "complete.json").write_text("[]")
+        with pytest.raises(RunError, match=r"delete .*data and run data again"):
+            run.is_complete("data")
+        (run.folder / "lineage.json").write_text('{"format": 99}')
+        with pytest.raises(RunError, match="another version"):
+            run.lineage()
+
+
+def test_stages_stand_in_an_order_that_their_needs_allow() -> None:
+    for stage, needs in NEEDS.items():
+        assert all(STAGES.index(earlier) < STAGES.index(stage) for earlier in needs)
+    assert set(run_module.COMMANDS) == set(STAGES)
+    assert run_module.available_threads() <= (os.cpu_count() or 1)
