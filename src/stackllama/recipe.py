@@ -124,7 +124,9 @@ class SFT(Optimization):
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the SFT split; fractions are allowed.")
     max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
     tokens_per_step: int = Field(8192, ge=16, description="Tokens in one optimizer step (packed, without padding).")
-    max_tokens: int = Field(1024, ge=16, description="Longest document (question and answer) in tokens; a longer one is left out.")
+    max_tokens: int = Field(
+        1024, ge=16, description="Longest document (question and answer) in tokens; a longer one is left out."
+    )
     answers: Literal["best", "all"] = Field("best", description="Learn each question's best answer, or all of them.")
     loss_on: Literal["answer", "all"] = Field("answer", description="Tokens that are learned: answers, or all.")
 
