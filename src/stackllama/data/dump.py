@@ -19,6 +19,7 @@ from stackllama.errors import DumpError, TruncatedDumpError
 
 CHUNK = 1 << 18
 _PROLOG = 1 << 16
+_LONGEST = 1 << 26
 _BOM = b"\xef\xbb\xbf"
 _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
 _ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
@@ -107,7 +108,7 @@ class RowReader:
         while len(head) < _PROLOG and (chunk := self._stream.read(_PROLOG - len(head))):
             head += chunk
         name = f"{self.table}.xml"
-        if not head.strip():
+        if not head.removeprefix(_BOM).strip():
             raise DumpError(f"{name} is empty; give a complete table of a dump")
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4]:
             raise DumpError(
@@ -162,6 +163,11 @@ class RowReader:
                 self._kept_at += start
                 self._rows_before = wanted
                 kept = kept[start:]
+        if len(kept) > _LONGEST:
+            raise DumpError(
+                f"{self.table}.xml has no complete row in {_LONGEST} bytes after byte {self._kept_at}; it is no "
+                f"table of a dump"
+            )
         self._kept = kept
 
     def _explain(self, reason: str, head: bytes) -> None:
@@ -173,12 +179,8 @@ class RowReader:
             root = _ROOT.search(head)
             end = head.find(b">", root.start()) + 1 if root else 0
         byte = self._kept_at + end
-        rest = self._kept[end:]
-        closing = b"</" + self.table.lower().encode()
-        while rest.count(b"<row") < 2 and closing not in rest.lower() and (chunk := self._stream.read(CHUNK)):
-            rest = rest[-(1 << 24) :] + chunk
         name, rows_complete = f"{self.table}.xml", f"{self.complete} complete rows"
-        if rest.count(b"<row") >= 2 or closing in rest.lower():
+        if self._goes_on(self._kept[end:]):
             raise DumpError(
                 f"{name} is damaged after byte {byte} ({rows_complete} before it, more after it): {reason}; "
                 "get a fresh copy of the dump"
@@ -186,11 +188,24 @@ class RowReader:
         if not self._allow_truncated:
             raise TruncatedDumpError(
                 f"{name} is cut off: it ends without </{self.table.lower()}>, after {rows_complete}, the last of "
-                f"which ends at "
-                f"byte {byte}; get a fresh copy, or go on with the complete rows by --allow-truncated",
+                f"which ends at byte {byte}; get a fresh copy, or go on with the complete rows by --allow-truncated",
                 byte=byte,
             )
         self.truncated_at = byte
+
+    def _goes_on(self, piece: bytes) -> bool:
+        """Whether anything complete follows the break: `piece`, and then the rest of the stream, begin after the last
+        complete row.
+        """
+        closing = re.compile(rb"</" + self.table.lower().encode() + rb"\s*>", re.IGNORECASE)
+        begun, tail = 0, b""
+        while True:
+            begun += (tail[-3:] + piece).count(b"<row")  # three bytes of the past: no row is counted twice
+            if begun > 1 or closing.search(tail + piece):
+                return True
+            tail = (tail + piece)[-64:]
+            if not (piece := self._stream.read(CHUNK)):
+                return False
 
 
 def _forget(last: etree._Element | None) -> None:

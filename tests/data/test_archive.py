@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import py7zr
+import pytest
+
+from stackllama.data import archive
+from stackllama.data.archive import open_tables
+from stackllama.errors import DumpError
+from tests.data.dumps import answer, question, site, table
+
+POSTS = table("Posts", [question(1), answer(2, 1)])
+USERS = table("Users", [{"Id": "7", "DisplayName": "Ada"}])
+
+
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    with py7zr.SevenZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(content, name)
+    return path
+
+
+def contents(path: Path, *names: str) -> dict[str, bytes]:
+    found = {}
+    with open_tables(path) as tables:
+        for name, stream in tables.streams(names or ("Posts", "Users")):
+            pieces = []
+            while piece := stream.read(1000):
+                pieces.append(piece)
+            found[name] = b"".join(pieces)
+        assert tables.size(names or ("Posts", "Users")) == sum(map(len, found.values()))
+    return found
+
+
+def workers() -> int:
+    return sum(thread.name == "stackllama-7z" for thread in threading.enumerate())
+
+
+def test_a_folder_a_file_and_an_archive_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = site(tmp_path / "beer", [question(1), answer(2, 1)], [{"Id": "7", "DisplayName": "Ada"}])
+    packed = pack(
+        tmp_path / "beer.7z", {"Badges.xml": b"x" * 5000, "Posts.xml": POSTS, "Tags.xml": b"y", "Users.xml": USERS}
+    )
+    wanted = {"Posts": POSTS, "Users": USERS}
+    assert contents(folder) == contents(folder / "Posts.xml") == contents(packed) == wanted
+
+
+def test_tables_come_in_stored_order_and_may_be_empty_or_missing(tmp_path: Path) -> None:
+    reverse = pack(tmp_path / "a.7z", {"Users.xml": USERS, "Posts.xml": POSTS})
+    assert list(contents(reverse)) == ["Users", "Posts"]
+    assert contents(pack(tmp_path / "b.7z", {"Posts.xml": POSTS, "Users.xml": b""})) == {"Posts": POSTS, "Users": b""}
+    assert contents(pack(tmp_path / "c.7z", {"Posts.xml": POSTS})) == {"Posts": POSTS}
+    assert contents(reverse, "Posts") == {"Posts": POSTS}
+
+
+def test_names_of_sites(tmp_path: Path) -> None:
+    folder = site(tmp_path / "quantum-2018", [question(1)])
+    lone = tmp_path / "cooking.xml"
+    lone.write_bytes(POSTS)
+    cases = {
+        pack(tmp_path / "beer.stackexchange.com.7z", {"Posts.xml": POSTS}): "beer.stackexchange.com",
+        folder: "quantum-2018",
+        folder / "Posts.xml": "quantum-2018",
+        lone: "cooking",
+    }
+    for path, name in cases.items():
+        with open_tables(path) as tables:
+            assert tables.site == name
+
+
+def test_a_site_in_two_archives_is_one_site(tmp_path: Path) -> None:
+    posts = pack(tmp_path / "big.com-Posts.7z", {"Posts.xml": POSTS})
+    pack(tmp_path / "big.com-Users.7z", {"Users.xml": USERS})
+    assert contents(posts) == {"Posts": POSTS, "Users": USERS}
+    with open_tables(posts) as tables:
+        assert tables.site == "big.com"
+
+
+def test_a_table_larger_than_the_pipe_arrives_whole(tmp_path: Path) -> None:
+    large = POSTS * 40_000
+    assert len(large) > 2 * archive._PIECE * archive._PIECES_IN_PIPE
+    assert contents(pack(tmp_path / "a.7z", {"Posts.xml": large, "Users.xml": USERS}))["Posts"] == large
+
+
+def test_nothing_is_left_running_when_the_reader_stops_early(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.7z", {"Posts.xml": POSTS * 40_000, "Users.xml": USERS})
+    with open_tables(path) as tables:
+        streams = iter(tables.streams(("Posts", "Users")))
+        _, stream = next(streams)
+        assert stream.read(10)
+        assert workers() == 1
+        del streams, stream
+        assert workers() == 0
+
+
+def test_missing_and_foreign_inputs_are_named(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("hello")
+    no_archive = tmp_path / "no.7z"
+    no_archive.write_bytes(b"this is no archive at all, though it is called one")
+    zipped = tmp_path / "site.zip"
+    zipped.write_bytes(b"PK\x03\x04")
+    cases = {
+        tmp_path / "absent": "does not exist",
+        empty: "no Posts.xml",
+        other: "notes.txt",
+        no_archive: "cannot be read as a .7z",
+        zipped: "packed as .zip",
+        pack(tmp_path / "users.7z", {"Users.xml": USERS}): "has no Posts.xml",
+    }
+    for path, message in cases.items():
+        with pytest.raises(DumpError, match=message), open_tables(path):
+            pass
+
+
+def test_a_cut_archive_is_refused_at_every_length(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "whole.7z", {"Posts.xml": POSTS, "Users.xml": USERS}).read_bytes()
+    path = tmp_path / "cut.7z"
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DumpError):
+            contents(path)
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.7z", {"Posts.xml": POSTS, "Users.xml": USERS})
+    packed = bytearray(path.read_bytes())
+    packed[60] ^= 0xFF
+    path.write_bytes(packed)
+    with pytest.raises(DumpError, match="damaged"):
+        contents(path)
+    assert workers() == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../Posts.xml", "a/../../Posts.xml", "/etc/Posts.xml", "C:\\Posts.xml", "..\\Posts.xml"]
+)
+def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # py7zr will not write such names, so the name is put into its listing.
+    path = pack(tmp_path / "a.7z", {"Posts.xml": POSTS, "Harmless.xml": b"x"})
+    listing = py7zr.SevenZipFile.list
+
+    def hostile(self: py7zr.SevenZipFile) -> list[py7zr.FileInfo]:
+        entries = listing(self)
+        entries[1].filename = name
+        return entries
+
+    monkeypatch.setattr(py7zr.SevenZipFile, "list", hostile)
+    with pytest.raises(DumpError, match="leads outside"), open_tables(path):
+        pass
+
+
+def test_a_bomb_is_refused_before_it_is_lit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "SMALL", 1 << 20)
+    path = pack(tmp_path / "bomb.7z", {"Posts.xml": bytes(4 << 20)})
+    with pytest.raises(DumpError, match="decompression bomb"), open_tables(path):
+        pass
+
+
+def test_a_password_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.7z"
+    with py7zr.SevenZipFile(path, "w", password="secret") as file:
+        file.writestr(POSTS, "Posts.xml")
+    with pytest.raises(DumpError, match="password"), open_tables(path):
+        pass
+
+
+def test_two_sites_in_one_archive_are_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.7z", {"x/Posts.xml": POSTS, "y/Posts.xml": POSTS})
+    with pytest.raises(DumpError, match="more than once"), open_tables(path):
+        pass
