@@ -156,6 +156,7 @@ def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:
     def fail() -> None:
         with open_run(recipe(tmp_path)) as run:
             run.begin("data")
+            atomic_write_text(run.stage("data") / "seconds.json", "0.1")
             raise RunError("the dump is missing")
 
     with pytest.raises(RunError, match="the dump is missing"):

@@ -50,6 +50,8 @@ FIRST_TOUCHED = {"seed": "data", "base": "sft", "compute.dtype": "sft", "compute
 
 _FORMAT = 1
 _OWN_FILES = ("recipe.yaml", "lineage.json", ".lock")
+_TIMING = "seconds.json"
+"""A stage's clock: alone in a stage's folder it means that the stage failed before it made anything."""
 
 
 class Run:
@@ -266,7 +268,7 @@ def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
 
 def _has_begun(folder: Path, stage: str) -> bool:
     path = folder / stage
-    return path.is_dir() and any(path.iterdir())
+    return path.is_dir() and any(item.name != _TIMING and not is_temporary(item) for item in path.iterdir())
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
@@ -310,9 +312,9 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_unused(folder: Path) -> None:
+    """Remove a run of which no stage has begun, unless there is something in it that is not ours."""
     for stage in STAGES:
-        with contextlib.suppress(OSError):
-            (folder / stage).rmdir()
+        shutil.rmtree(folder / stage, ignore_errors=True)
     if not _foreign(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
