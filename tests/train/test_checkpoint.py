@@ -138,6 +138,13 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+def remove_slowly(folder: Path) -> None:
+    """Stands for shutil.rmtree: one file after the other, so that a kill can come between two."""
+    for path in sorted(folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+
+
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls_left = 0
 
@@ -164,9 +171,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
                 (Path, "rename"),
                 (Path, "write_text"),
                 (Path, "mkdir"),
-                (shutil, "rmtree"),
             ):
                 patch.setattr(owner, name, killing(getattr(owner, name)))
+            patch.setattr(shutil, "rmtree", remove_slowly)
+            patch.setattr(Path, "unlink", killing(Path.unlink))
             try:
                 save(folder, 3, state(3))
             except Killed:
@@ -175,7 +183,13 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
                 finished = True
         found = load_latest(folder)
         assert found is not None
-        assert_same(found[1], state(found[0]))
+        for step in range(found[0], 0, -1):  # the newest and every older one that is still there
+            older = load_latest(folder)
+            if older is None:
+                break
+            assert older[0] == step
+            assert_same(older[1], state(step))
+            shutil.rmtree(folder / f"step-{step:08d}")
         assert not list(folder.glob(f"{checkpoint.UNFINISHED}*"))
         steps_found.append(found[0])
         if finished:
@@ -188,9 +202,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
 
 
 def test_a_killed_save_is_cleaned_by_the_next_one_too(tmp_path: Path) -> None:
-    left = tmp_path / f"{checkpoint.UNFINISHED}00000007"
-    left.mkdir()
-    (left / "state.json").write_text("{")
+    for step in (7, 8):  # of an earlier step, and of the very step that is written again
+        left = tmp_path / f"{checkpoint.UNFINISHED}{step:08d}"
+        left.mkdir()
+        (left / "state.json").write_text("{")
     save(tmp_path, 8, {"x": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
