@@ -68,6 +68,9 @@ def test_mean_is_over_questions_and_clusters_are_drawn_whole() -> None:
     # Drawn twice, a a gives 1, a b gives 3/4, b b gives 0: the ends of the interval are 0 and 1.
     found = interval([1, 1, 1, 0], seed=0, clusters=np.array(["a", "a", "a", "b"]))
     assert (found.mean, found.low, found.high) == (0.75, 0.0, 1.0)
+    # a b is drawn half of the time, so the middle of the resampled means is 3/4, not the 1/2 of a mean over clusters.
+    found = interval([1, 1, 1, 0], seed=0, clusters=np.array(["a", "a", "a", "b"]), confidence=0.2)
+    assert (found.low, found.high) == (0.75, 0.75)
 
 
 def test_same_seed_same_interval() -> None:
@@ -95,6 +98,9 @@ def test_paired_difference_drops_what_both_share() -> None:
     first, second = ease + 0.5 + 0.1 * rng.standard_normal(200), ease
     found = paired_difference(first, second, seed=0)
     assert 0.45 < found.low < 0.5 < found.high < 0.55  # 0.5, while each mean alone is uncertain by 10 / sqrt(200) = 0.7
+    alone = np.arange(200)
+    assert paired_difference(first, second, seed=0, clusters=alone) == found
+    assert paired_difference(first, second, seed=0, clusters=alone // 10) != found
     turned = paired_difference(second, first, seed=0)
     assert turned.mean == pytest.approx(-found.mean)
 

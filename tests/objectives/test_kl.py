@@ -25,7 +25,7 @@ def test_k1_and_k3_are_unbiased(name: str) -> None:
 
 
 def test_k2_has_the_bias_it_has() -> None:
-    # log-ratios log 2, 0, -log 2, -log 2; half their squares weighted 1/2, 1/4, 1/8, 1/8: (1/2 + 1/8 + 1/8) log(2)^2 / 2
+    # log-ratios log 2, 0, -log 2, -log 2; half their squares weighted by p: (1/2 + 1/8 + 1/8) log(2)^2 / 2
     mean = (POLICY * ESTIMATORS["k2"](POLICY.log(), REFERENCE.log())).sum().item()
     assert mean == pytest.approx(0.375 * math.log(2) ** 2, rel=1e-12)
     assert mean != pytest.approx(KL, rel=1e-2)

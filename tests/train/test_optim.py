@@ -49,6 +49,16 @@ def test_first_step_by_hand() -> None:
     assert named["bias"].item() == pytest.approx(2.1, rel=1e-6)
 
 
+def test_the_learning_rate_of_every_group_can_be_set() -> None:
+    named = {"weight": Parameter(torch.zeros(1, 1)), "bias": Parameter(torch.zeros(1))}
+    optimizer = make_optimizer(named, learning_rate=1.0)
+    set_learning_rate(optimizer, 0.25)
+    for parameter in named.values():
+        parameter.grad = torch.full_like(parameter, 5.0)
+    optimizer.step()  # learning_rate * sign(gradient)
+    assert [parameter.item() for parameter in named.values()] == pytest.approx([-0.25, -0.25])
+
+
 def test_only_matrices_decay() -> None:
     named = parameters()
     before = {name: parameter.detach().clone() for name, parameter in named.items()}

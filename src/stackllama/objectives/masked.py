@@ -68,8 +68,6 @@ def whiten(x_N: Tensor, *, shift_mean: bool = True) -> Tensor:
     when all the numbers are equal. Source: Huang et al. 2023, "The N implementation details of RLHF with PPO", on
     whitening rewards and advantages.
     """
-    if not x_N.numel():
-        return x_N
     x64_N = x_N.double()
     mean = x64_N.mean()
     centred_N = x64_N - mean

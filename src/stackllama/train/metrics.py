@@ -124,7 +124,7 @@ class Progress:
 
     def __rich__(self) -> Group:
         row = Table.grid(padding=(0, 1))  # Text throughout: rich would read square brackets in plain strings as markup
-        bar = ProgressBar(total=max(self.total, 1), completed=min(self.done, self.total), width=24)
+        bar = ProgressBar(total=self.total, completed=min(self.done, self.total), width=24)
         row.add_row(Text(self.title, style="bold", no_wrap=True), bar, Text(self.counts(), no_wrap=True))
         values = self.values()
         return Group(row, Text(values, style="dim")) if values else Group(row)
