@@ -28,9 +28,9 @@ PLANTS = (
 class Topic:
     """What can be asked of a plant.
 
-    `reasons` has, for each of the six values, a clause that is true of the value whichever plant has it. In wordings `{p}`
-    is a plant's name, `{v}` a value, `{it}` and `{It}` the plant as object and as subject ("it", "The hesta"). Statements
-    of both kinds leave out the full stop, so that a reason can follow. `keywords` are the words, as a regular
+    `reasons` has, for each of the six values, a clause that is true of the value whichever plant has it. In wordings
+    `{p}` is a plant's name, `{v}` a value, `{it}` and `{It}` the plant as object and as subject ("it", "The hesta").
+    Answers and statements leave out the full stop, so that a reason can follow. `keywords` are the words, as a regular
     expression, by which a question names the topic.
     """
 
