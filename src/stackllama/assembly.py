@@ -6,21 +6,36 @@ Shared by the stages, the chat and the scorer. Recipe models end here: everythin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, TypeVar
 
 import torch
 
+from stackllama.data import store
+from stackllama.data.posts import Question
 from stackllama.errors import ModelError
 from stackllama.files import digest_folder
 from stackllama.model.folder import load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.recipe import Optimization, Recipe
-from stackllama.run import available_threads
+from stackllama.objectives import kl
+from stackllama.objectives.base import Objective
+from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
+from stackllama.rollout.experience import PPOSettings
+from stackllama.run import Run, available_threads
+from stackllama.tokens.batches import Source
+from stackllama.tokens.forest import Tree
+from stackllama.tokens.sources import Encoded, PairedTree, encode_answers, encode_documents, encode_pairs
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.optim import learning_rate_at
+from stackllama.train.guard import Guard
+from stackllama.train.loop import Loop, Settings
+from stackllama.train.metrics import JsonlLog
+from stackllama.train.optim import learning_rate_at, make_optimizer
+
+RowT = TypeVar("RowT")
 
 FINAL = "final"
 FROZEN = "frozen"
@@ -51,7 +66,7 @@ def precision(recipe: Recipe) -> torch.dtype:
 
 
 def weight_type(recipe: Recipe) -> torch.dtype:
-    """Type in which the trunk is kept: fp32 as soon as one stage trains all weights, since its copies must start equal."""
+    """Type in which the trunk is kept: fp32 as soon as one stage trains all weights: its copies must start equal."""
     full = any(section.method == "full" for section in (recipe.sft, recipe.reward, recipe.ppo))
     return torch.float32 if full else precision(recipe)
 
@@ -82,7 +97,11 @@ def schedule(section: Optimization, steps: int) -> Callable[[int], float]:
 
     def rate(step: int) -> float:
         return learning_rate_at(
-            min(step, steps - 1), total_steps=steps, warmup_steps=warmup, kind=section.schedule, peak=section.learning_rate
+            min(step, steps - 1),
+            total_steps=steps,
+            warmup_steps=warmup,
+            kind=section.schedule,
+            peak=section.learning_rate,
         )
 
     return rate
@@ -113,3 +132,122 @@ def load_roles(assembled: Assembled, folder: Path, *roles: str) -> None:
     for role in roles:
         stage = {"policy": "ppo"}.get(role, role)
         load_role(folder / stage / FINAL, assembled.trunk, role, trunk_hash=assembled.trunk_hash)
+
+
+def training_texts(recipe: Recipe, run: Run) -> list[str]:
+    """Texts of the SFT split, for training a tokenizer when the base is a size; none otherwise."""
+    if not is_size(recipe.base.model):
+        return []
+    folder = run.stage("data")
+    if recipe.data.source == (EMBEDDED_TEXT,):
+        return [document.text for document in store.read_documents(folder, "sft")]
+    questions = store.read_questions(folder, "sft")
+    return [text for one in questions for text in (one.title, one.text, *(answer.text for answer in one.answers))]
+
+
+def sft_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> Encoded[Tree]:
+    """What SFT learns from a split, or is examined on: questions with answers, or plain documents."""
+    limit = recipe.sft.max_tokens
+    if recipe.data.source == (EMBEDDED_TEXT,):
+        return encode_documents(tokenizer, store.read_documents(run.stage("data"), split), max_tokens=limit)
+    questions = store.read_questions(run.stage("data"), split)
+    return encode_answers(tokenizer, questions, titles=recipe.data.titles, answers=recipe.sft.answers, max_tokens=limit)
+
+
+def paired_trees(
+    recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str
+) -> tuple[list[Question], Encoded[PairedTree]]:
+    """The questions of a split, and their pairs encoded for a reward model."""
+    questions = store.read_questions(run.stage("data"), split)
+    trees = encode_pairs(
+        tokenizer,
+        questions,
+        titles=recipe.data.titles,
+        answers_per_question=recipe.reward.answers_per_question,
+        max_question_tokens=recipe.reward.max_question_tokens,
+        max_answer_tokens=recipe.reward.max_answer_tokens,
+        row_tokens=recipe.compute.row_tokens,
+        seed=stage_seed(recipe, "reward/answers"),
+    )
+    return questions, trees
+
+
+def ppo_settings(recipe: Recipe) -> PPOSettings:
+    """The numbers of the PPO source."""
+    section = recipe.ppo
+    return PPOSettings(
+        rounds=section.steps,
+        prompts=section.prompts_per_step,
+        samples=section.samples_per_prompt,
+        epochs=section.epochs,
+        minibatches=section.minibatches,
+        gamma=section.gamma,
+        gae_lambda=section.gae_lambda,
+        whiten=section.whiten,
+        missing_eos_penalty=section.missing_eos_penalty,
+        kl_stop=section.policy_kl_stop,
+        row_tokens=recipe.compute.row_tokens,
+    )
+
+
+def kl_controller(recipe: Recipe) -> kl.Controller:
+    """Who sets the price of KL."""
+    section = recipe.ppo.kl
+    if section.controller == "fixed":
+        return kl.FixedController(section.coefficient)
+    return kl.AdaptiveController(section.coefficient, section.target, section.horizon)
+
+
+class Resampling(TypedDict):
+    """Keywords of every interval: bootstrap resamples, coverage as a fraction, seed."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
+def resampling(recipe: Recipe) -> Resampling:
+    """The recipe's keywords of every interval."""
+    return {
+        "resamples": recipe.evaluate.resamples,
+        "confidence": recipe.evaluate.confidence,
+        "seed": stage_seed(recipe, "evaluate/resampling"),
+    }
+
+
+def train(
+    recipe: Recipe,
+    run: Run,
+    stage: str,
+    trunk: Trunk,
+    objective: Objective[RowT],
+    source: Source[RowT],
+    section: Optimization,
+    steps: int,
+    *,
+    shown: Sequence[str],
+    limits: Mapping[str, float] | None = None,
+) -> float:
+    """Train one role to its source's end; gives the rate in the source's unit per second, of this process."""
+    folder = run.stage(stage)
+    loop = Loop(
+        trunk=trunk,
+        objective=objective,
+        source=source,
+        optimizer=make_optimizer(
+            trunk.trainable(objective.role),
+            learning_rate=section.learning_rate,
+            betas=section.betas,
+            weight_decay=section.weight_decay,
+        ),
+        learning_rate=schedule(section, steps),
+        guard=Guard(limits),
+        settings=Settings(section.clip_norm, recipe.compute.checkpoint_steps, recipe.compute.log_steps),
+        folder=folder / "checkpoints",
+        log=JsonlLog(folder / "metrics.jsonl"),
+        title=stage,
+        shown=shown,
+    )
+    start = time.perf_counter()
+    done = loop.run()
+    return done / max(time.perf_counter() - start, 1e-9)

@@ -1,7 +1,7 @@
 """`stackllama chat`: questions in the terminal, answers as they are sampled.
 
-Every question stands alone: the training data has no second turns, and the template has none. Output is stripped of control
-characters, so a model cannot write to the terminal what the terminal would obey.
+Every question stands alone: the training data has no second turns, and the template has none. Output is stripped of
+control characters, so a model cannot write to the terminal what the terminal would obey.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 UNFINISHED = "\ufffd"
 
 
-def chat(folder: Path, *, stage: str = "ppo", seed: int = 0, max_new_tokens: int = 256, question: str | None = None) -> None:
+def chat(
+    folder: Path, *, stage: str = "ppo", seed: int = 0, max_new_tokens: int = 256, question: str | None = None
+) -> None:
     """Answer one question, or ask for questions until an empty line or the end of input.
 
     Raises:

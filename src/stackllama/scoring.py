@@ -14,7 +14,8 @@ from stackllama.tokens.template import encode_branch, encode_root
 
 
 def score(folder: Path, question: str, answers: Sequence[str], *, role: str = "reward") -> list[float]:
-    """Reward of each answer, as the run's "reward" (or "judge") sees it; only differences under one question mean something.
+    """Reward of each answer, as the run's "reward" (or "judge") sees it; only differences under one question mean
+    something.
 
     Raises:
         DataError: for an empty question or answer.

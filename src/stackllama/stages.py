@@ -1,17 +1,15 @@
 """One function a stage: where the recipe meets the classes.
 
-Every function takes a resolved recipe and an open run, does its stage from wherever it stands, and returns when the stage is
-complete; a complete stage is left alone.
+Every function takes a resolved recipe and an open run, does its stage from wherever it stands, and returns when the
+stage is complete; a complete stage is left alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -21,18 +19,22 @@ from stackllama.assembly import (
     SFT,
     adapter,
     add_trained,
+    kl_controller,
     load_roles,
     load_trunk,
+    paired_trees,
+    ppo_settings,
     precision,
     prepare_machine,
-    schedule,
+    resampling,
+    sft_trees,
     stage_seed,
+    train,
+    training_texts,
     weight_type,
 )
-from stackllama.data import store, synthetic
-from stackllama.data.posts import Document, Question, read_questions
-from stackllama.data.preferences import pair_questions
-from stackllama.data.splits import Ledger, assign
+from stackllama.data import build, store, synthetic
+from stackllama.data.posts import Question, ReadReport, read_questions
 from stackllama.evaluate.exam import compare_policies
 from stackllama.evaluate.policy import perplexity
 from stackllama.evaluate.preference import center_rewards, examine, judge_pairs
@@ -44,33 +46,17 @@ from stackllama.model.probe import probe
 from stackllama.model.role_folder import save_role
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives import kl, ppo, reward
-from stackllama.objectives.base import Objective
 from stackllama.objectives.sft import SftObjective
-from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
+from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
 from stackllama.report.page import write_report
 from stackllama.rollout.engine import Sampling
-from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
+from stackllama.rollout.experience import POLICY, ExperienceSource
 from stackllama.run import Run
 from stackllama.summary import merge_summary
-from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
-from stackllama.tokens.sources import (
-    Encoded,
-    PairedTree,
-    encode_answers,
-    encode_documents,
-    encode_pairs,
-    encode_prompts,
-    reward_source,
-    sft_source,
-)
+from stackllama.tokens.sources import encode_prompts, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.guard import Guard
-from stackllama.train.loop import Loop, Settings
-from stackllama.train.metrics import JsonlLog, Progress, progress
-from stackllama.train.optim import make_optimizer
-
-RowT = TypeVar("RowT")
+from stackllama.train.metrics import Progress, progress
 
 MERGE_LOSS = 0.05
 """Share of SFT's gain in perplexity that rounding the merged weights may eat; beyond it the adapter stays live."""
@@ -83,89 +69,45 @@ def run_data(recipe: Recipe, run: Run) -> None:
     """Dump to preference data: questions with answers, pairs and attribution, in five splits; or plain documents."""
     if run.is_complete("data"):
         return
-    with _stage(run, "data") as folder:
+    with _stage(run, "data") as (folder, outputs):
         fractions = recipe.data.splits.model_dump()
+        counts: build.Counts = {}
         if recipe.data.source == (EMBEDDED_TEXT,):
-            counts = _write_documents(folder, recipe, fractions)
+            documents = synthetic.world_documents(recipe.data.documents, stage_seed(recipe, "data"))
+            build.write_documents(folder, documents, fractions=fractions)
         else:
-            counts = _write_questions(folder, recipe, fractions)
+            questions, counts = build.gather(_reads(recipe, folder))
+            ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
+            counts["dropped"] |= build.write_splits(
+                folder, questions, fractions=fractions, max_pairs=recipe.data.max_pairs, ledger=ledger
+            )
         manifest = store.read_manifest(folder)
         totals = {what: manifest.total(what) for what in ("questions", "answers", "pairs", "documents")}
         splits = {key.split("/")[1]: dict(part.counts) for key, part in manifest.parts.items()}
         atomic_write_json(folder / "report.json", {**counts, **totals, "splits": splits})
         merge_summary(run.folder, {"name": run.name, "data": {what: n for what, n in totals.items() if n}})
-        run.finish("data", outputs={"store": manifest.fingerprint})
+        outputs |= {"store": manifest.fingerprint}
 
 
-def _write_documents(folder: Path, recipe: Recipe, fractions: Mapping[str, float]) -> dict[str, Any]:
-    by_split: dict[str, list[Document]] = {split: [] for split, share in fractions.items() if share > 0}
-    for document in synthetic.world_documents(recipe.data.documents, stage_seed(recipe, "data")):
-        by_split[assign(document.site, document.id, fractions)].append(document)
-    for split, documents in by_split.items():
-        store.write_documents(folder, split, documents)
-    return {}
-
-
-def _write_questions(folder: Path, recipe: Recipe, fractions: Mapping[str, float]) -> dict[str, Any]:
-    questions, counts = _read_sources(folder, recipe, fractions)
-    paired, pair_counts = pair_questions(questions, max_pairs=recipe.data.max_pairs)
-    path = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
-    ledger = Ledger.load(path)
-    assignment = ledger.assign([(one.site, one.id) for one in paired], fractions=fractions)
-    for split, share in fractions.items():
-        if share > 0:
-            chosen = [one for one in paired if assignment.splits.get((one.site, one.id)) == split]
-            store.write_questions(folder, split, chosen)
-    ledger.save(path)
-    counts["dropped"] |= pair_counts | {"question: its cluster belongs to another split": len(assignment.dropped)}
-    return counts
-
-
-def _read_sources(
-    folder: Path, recipe: Recipe, fractions: Mapping[str, float]
-) -> tuple[list[Question], dict[str, Any]]:
-    """All questions of all sources, each (site, id) once, and the counts of what was read."""
-    paths = [Path(source) for source in recipe.data.source]
-    site: str | None = None
+def _reads(recipe: Recipe, folder: Path) -> Iterator[tuple[list[Question], ReadReport]]:
+    """Read every source, one after the other, showing bytes; the embedded community is written as a dump first."""
+    paths, site = [Path(source) for source in recipe.data.source], None
     if recipe.data.source == (EMBEDDED,):
         paths, site = [folder / "dump"], synthetic.SITE
-        seed = stage_seed(recipe, "data")
-        synthetic.write_dump(paths[0], questions=recipe.data.questions, seed=seed, fractions=fractions)
-    found: dict[tuple[str, int], Question] = {}
-    counts: dict[str, Any] = {"rows": 0, "orphans": 0, "dropped": Counter(), "truncated": {}}
+        synthetic.write_dump(
+            paths[0],
+            questions=recipe.data.questions,
+            seed=stage_seed(recipe, "data"),
+            fractions=recipe.data.splits.model_dump(),
+        )
     for path in paths:
-        size = _BytesSeen()
         with progress(f"data: {path.name}", 1, "bytes") as show:
-            read, report = read_questions(
-                path, site=site, allow_truncated=recipe.data.allow_truncated, progress=size.shown_by(show)
-            )
-        counts["rows"] += report.rows
-        counts["orphans"] += report.orphans
-        counts["dropped"].update(report.dropped)
-        if report.truncated_at:
-            counts["truncated"][path.name] = dict(report.truncated_at)
-        for question in read:
-            if found.setdefault((question.site, question.id), question) is not question:
-                counts["dropped"]["question: its site and Id were read before"] += 1
-    counts["dropped"] = dict(counts["dropped"])
-    return [found[key] for key in sorted(found)], counts
 
+            def tell(done: int, total: int, show: Progress = show) -> None:
+                show.total = total
+                show.advance(done - show.done)
 
-class _BytesSeen:
-    """Turns running totals of bytes into steps of a progress display."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def shown_by(self, show: Progress) -> Callable[[int, int], None]:
-        """A callback for readers that tell (done, total)."""
-
-        def tell(done: int, total: int) -> None:
-            show.total = total
-            show.advance(done - self._done)
-            self._done = done
-
-        return tell
+            yield read_questions(path, site=site, allow_truncated=recipe.data.allow_truncated, progress=tell)
 
 
 def run_sft(recipe: Recipe, run: Run) -> None:
@@ -173,9 +115,9 @@ def run_sft(recipe: Recipe, run: Run) -> None:
     if run.is_complete("sft"):
         return
     prepare_machine(recipe)
-    with _stage(run, "sft") as folder:
+    with _stage(run, "sft") as (folder, outputs):
         documents = recipe.data.source == (EMBEDDED_TEXT,)
-        texts = _texts(recipe, run)
+        texts = training_texts(recipe, run)
         loaded = load_base(
             recipe.base.model,
             revision=recipe.base.revision,
@@ -186,7 +128,7 @@ def run_sft(recipe: Recipe, run: Run) -> None:
             attention="forest",
         )
         probe(loaded.model)
-        trees, held_out = (_sft_trees(recipe, run, loaded.tokenizer, split) for split in ("sft", "eval"))
+        trees, held_out = (sft_trees(recipe, run, loaded.tokenizer, split) for split in ("sft", "eval"))
         trunk = Trunk(loaded.model, precision=precision(recipe))
         everything = documents or recipe.sft.loss_on == "all"
         row_tokens = recipe.compute.row_tokens
@@ -206,10 +148,12 @@ def run_sft(recipe: Recipe, run: Run) -> None:
             seed=stage_seed(recipe, "sft/order"),
         )
         steps = source.total_steps
-        rate = _train(recipe, run, "sft", trunk, SftObjective(), source, recipe.sft, steps, shown=("loss", "learning_rate"))
+        rate = train(
+            recipe, run, "sft", trunk, SftObjective(), source, recipe.sft, steps, shown=("loss", "learning_rate")
+        )
         live = perplexity(trunk, SFT, sample, everything=documents, row_tokens=row_tokens)
         after = live if recipe.sft.method == "full" else _merge_or_keep(trunk, sample, before, live, row_tokens)
-        _save_trunk(folder / FINAL, trunk, loaded.tokenizer)
+        _save_trunk(folder, trunk, loaded.tokenizer)
         atomic_write_json(folder / "left_out.json", {"sft": dict(trees.left_out), "eval": dict(held_out.left_out)})
         numbers = {
             "perplexity_before": before,
@@ -219,7 +163,7 @@ def run_sft(recipe: Recipe, run: Run) -> None:
             "steps": steps,
         }
         merge_summary(run.folder, {"name": run.name, "sft": numbers})
-        run.finish("sft", outputs={FINAL: digest_folder(folder / FINAL)})
+        outputs |= {FINAL: digest_folder(folder / FINAL)}
 
 
 def run_reward(recipe: Recipe, run: Run) -> None:
@@ -231,10 +175,10 @@ def run_reward(recipe: Recipe, run: Run) -> None:
 
 def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
     prepare_machine(recipe)
-    with _stage(run, role) as folder:
+    with _stage(run, role) as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk = assembled.trunk
-        (_, trees), (questions, held_out) = (_paired_trees(recipe, run, assembled.tokenizer, s) for s in (role, "eval"))
+        (_, trees), (questions, held_out) = (paired_trees(recipe, run, assembled.tokenizer, s) for s in (role, "eval"))
         add_trained(trunk, role, recipe.reward, seed=stage_seed(recipe, f"{role}/adapter"))
         spread = 1.0 / np.sqrt(trunk.hidden_size + 1)
         trunk.add_head(role, reward.HEAD, spread=float(spread), seed=stage_seed(recipe, f"{role}/head"))
@@ -248,10 +192,10 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         )
         shown = ("loss", "accuracy", "learning_rate")
         objective = reward.RewardObjective(role)
-        rate = _train(recipe, run, role, trunk, objective, source, recipe.reward, source.total_steps, shown=shown)
+        rate = train(recipe, run, role, trunk, objective, source, recipe.reward, source.total_steps, shown=shown)
         center_rewards(trunk, role, trees.items[:CENTERED_ON], row_tokens=recipe.compute.row_tokens)
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
-        exam = examine(questions, judged, **_resampling(recipe))
+        exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
         atomic_write_json(folder / "left_out.json", {role: dict(trees.left_out), "eval": dict(held_out.left_out)})
         pairs_per_question = sum(len(tree.pairs) for tree in trees.items) / len({tree.tree.key for tree in trees.items})
@@ -267,7 +211,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
             "steps": source.total_steps,
         }
         merge_summary(run.folder, {"confidence": recipe.evaluate.confidence, role: numbers})
-        run.finish(role, outputs={FINAL: digest_folder(folder / FINAL)})
+        outputs |= {FINAL: digest_folder(folder / FINAL)}
 
 
 def run_ppo(recipe: Recipe, run: Run) -> None:
@@ -275,7 +219,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
     if run.is_complete("ppo"):
         return
     prepare_machine(recipe)
-    with _stage(run, "ppo") as folder:
+    with _stage(run, "ppo") as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
@@ -288,11 +232,13 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         source = ExperienceSource(
             trunk,
             prompts.items,
-            settings=_ppo_settings(recipe),
+            settings=ppo_settings(recipe),
             sampling=Sampling(
-                seed=stage_seed(recipe, "ppo/sampling"), max_new_tokens=recipe.ppo.max_new_tokens, eos_id=tokenizer.eos_id
+                seed=stage_seed(recipe, "ppo/sampling"),
+                max_new_tokens=recipe.ppo.max_new_tokens,
+                eos_id=tokenizer.eos_id,
             ),
-            controller=_controller(recipe),
+            controller=kl_controller(recipe),
             estimator=kl.ESTIMATORS[recipe.ppo.kl.estimator],
             reward_role="reward",
         )
@@ -300,7 +246,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             clip=recipe.ppo.clip, value_clip=recipe.ppo.value_clip, value_coefficient=recipe.ppo.value_coefficient
         )
         steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches
-        rate = _train(
+        rate = train(
             recipe,
             run,
             "ppo",
@@ -315,15 +261,15 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         save_role(folder / FINAL, trunk, POLICY, head=ppo.HEAD, trunk_hash=assembled.trunk_hash)
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, "steps": recipe.ppo.steps}})
-        run.finish("ppo", outputs={FINAL: digest_folder(folder / FINAL)})
+        outputs |= {FINAL: digest_folder(folder / FINAL)}
 
 
 def run_evaluate(recipe: Recipe, run: Run) -> None:
-    """The policy against the SFT model on held-out questions: rewards, judge, KL, lengths, gold, samples side by side."""
+    """The policy against the SFT model on held-out questions: rewards, judge, KL, lengths, gold, samples."""
     if run.is_complete("evaluate"):
         return
     prepare_machine(recipe)
-    with _stage(run, "evaluate") as folder:
+    with _stage(run, "evaluate") as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         load_roles(assembled, run.folder, "reward", "judge", "policy")
         questions = store.read_questions(run.stage("data"), "eval")
@@ -345,112 +291,43 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
             titles=recipe.data.titles,
             row_tokens=recipe.compute.row_tokens,
             side_by_side=recipe.evaluate.side_by_side,
-            **_resampling(recipe),
+            **resampling(recipe),
         )
         atomic_write_json(folder / "samples.json", result.samples)
         atomic_write_json(folder / "policy.json", result.policies)
         merge_summary(run.folder, result.summary)
-        outputs = {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
-        run.finish("evaluate", outputs=outputs)
+        outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
 
 
 def run_report(recipe: Recipe, run: Run) -> None:
     """Write report.html from what the stages left."""
-    write_report(run.folder)
+    plain = Recipe.model_validate({"name": recipe.name, "data": {"source": list(recipe.data.source)}})
+    write_report(run.folder, defaults=plain.model_dump(mode="json", by_alias=True))
 
 
 @contextmanager
-def _stage(run: Run, stage: str, inputs: Mapping[str, str] | None = None) -> Iterator[Path]:
-    """Begin a stage, yield its folder, and add up its seconds, over all the times that it was gone on with."""
-    for remark in run.begin(stage, inputs=inputs):
+def _stage(run: Run, stage: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Begin a stage or go on with it; yields its folder, and a dict to be filled with the hashes of what it made.
+
+    When the block ends well the stage is complete. Its seconds add up over all the times that it was gone on with.
+    """
+    for remark in run.begin(stage):
         print(remark)
+    folder, outputs = run.stage(stage), dict[str, str]()
     start = time.perf_counter()
-    kept = run.stage(stage) / "seconds.json"
+    kept = folder / "seconds.json"
     before = float(read_json(kept)) if kept.exists() else 0.0
     try:
-        yield run.stage(stage)
+        yield folder, outputs
     finally:
         seconds = before + time.perf_counter() - start
         atomic_write_json(kept, seconds)
     merge_summary(run.folder, {"seconds": {stage: seconds}})
-
-
-def _train(
-    recipe: Recipe,
-    run: Run,
-    stage: str,
-    trunk: Trunk,
-    objective: Objective[RowT],
-    source: Source[RowT],
-    section: Optimization,
-    steps: int,
-    *,
-    shown: Sequence[str],
-    limits: Mapping[str, float] | None = None,
-) -> float:
-    """Train one role to its source's end; gives the rate in the source's unit per second, of this process."""
-    folder = run.stage(stage)
-    loop = Loop(
-        trunk=trunk,
-        objective=objective,
-        source=source,
-        optimizer=make_optimizer(
-            trunk.trainable(objective.role),
-            learning_rate=section.learning_rate,
-            betas=section.betas,
-            weight_decay=section.weight_decay,
-        ),
-        learning_rate=schedule(section, steps),
-        guard=Guard(limits),
-        settings=Settings(section.clip_norm, recipe.compute.checkpoint_steps, recipe.compute.log_steps),
-        folder=folder / "checkpoints",
-        log=JsonlLog(folder / "metrics.jsonl"),
-        title=stage,
-        shown=shown,
-    )
-    start = time.perf_counter()
-    done = loop.run()
-    return done / max(time.perf_counter() - start, 1e-9)
-
-
-def _texts(recipe: Recipe, run: Run) -> list[str]:
-    """Texts of the SFT split, for training a tokenizer when the base is a size; none otherwise."""
-    if not is_size(recipe.base.model):
-        return []
-    folder = run.stage("data")
-    if recipe.data.source == (EMBEDDED_TEXT,):
-        return [document.text for document in store.read_documents(folder, "sft")]
-    questions = store.read_questions(folder, "sft")
-    return [text for one in questions for text in (one.title, one.text, *(answer.text for answer in one.answers))]
-
-
-def _sft_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> Encoded[Tree]:
-    limit = recipe.sft.max_tokens
-    if recipe.data.source == (EMBEDDED_TEXT,):
-        return encode_documents(tokenizer, store.read_documents(run.stage("data"), split), max_tokens=limit)
-    questions = store.read_questions(run.stage("data"), split)
-    return encode_answers(tokenizer, questions, titles=recipe.data.titles, answers=recipe.sft.answers, max_tokens=limit)
-
-
-def _paired_trees(
-    recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str
-) -> tuple[list[Question], Encoded[PairedTree]]:
-    questions = store.read_questions(run.stage("data"), split)
-    trees = encode_pairs(
-        tokenizer,
-        questions,
-        titles=recipe.data.titles,
-        answers_per_question=recipe.reward.answers_per_question,
-        max_question_tokens=recipe.reward.max_question_tokens,
-        max_answer_tokens=recipe.reward.max_answer_tokens,
-        row_tokens=recipe.compute.row_tokens,
-        seed=stage_seed(recipe, "reward/answers"),
-    )
-    return questions, trees
+    run.finish(stage, outputs=outputs)
 
 
 def _merge_or_keep(trunk: Trunk, sample: Sequence[Tree], before: float, live: float, row_tokens: int) -> float:
-    """Merge the SFT adapter; where rounding eats more than its share of the gain in perplexity, keep it live instead."""
+    """Merge the SFT adapter; where rounding eats more than its share of the gain, keep it live instead."""
     lora, tensors = trunk.adapters[SFT], {name: tensor.clone() for name, tensor in trunk.state(SFT).items()}
     replaced = trunk.merge(SFT)
     merged = perplexity(trunk, REFERENCE, sample, everything=False, row_tokens=row_tokens)
@@ -469,44 +346,6 @@ def _save_trunk(folder: Path, trunk: Trunk, tokenizer: Tokenizer) -> None:
         save_role(folder / FROZEN, trunk, SFT, head=None, trunk_hash="")
         trunk.drop(SFT)
     save_model(folder / FINAL, trunk.model, tokenizer)
-
-
-def _ppo_settings(recipe: Recipe) -> PPOSettings:
-    section = recipe.ppo
-    return PPOSettings(
-        rounds=section.steps,
-        prompts=section.prompts_per_step,
-        samples=section.samples_per_prompt,
-        epochs=section.epochs,
-        minibatches=section.minibatches,
-        gamma=section.gamma,
-        gae_lambda=section.gae_lambda,
-        whiten=section.whiten,
-        missing_eos_penalty=section.missing_eos_penalty,
-        kl_stop=section.policy_kl_stop,
-        row_tokens=recipe.compute.row_tokens,
-    )
-
-
-def _controller(recipe: Recipe) -> kl.Controller:
-    section = recipe.ppo.kl
-    if section.controller == "fixed":
-        return kl.FixedController(section.coefficient)
-    return kl.AdaptiveController(section.coefficient, section.target, section.horizon)
-
-
-class _Resampling(TypedDict):
-    resamples: int
-    confidence: float
-    seed: int
-
-
-def _resampling(recipe: Recipe) -> _Resampling:
-    return {
-        "resamples": recipe.evaluate.resamples,
-        "confidence": recipe.evaluate.confidence,
-        "seed": stage_seed(recipe, "evaluate/resampling"),
-    }
 
 
 def _ends(name: str, found: Interval) -> dict[str, float]:

@@ -88,14 +88,21 @@ def test_a_backward_outside_its_role_raises() -> None:
 
 def test_entering_a_second_role_raises() -> None:
     trunk = noisy_trunk("policy", "reward")
-    with trunk.use("policy"), pytest.raises(RuntimeError, match="reward was entered while policy is in use"), trunk.use("reward"):
+    with (
+        trunk.use("policy"),
+        pytest.raises(RuntimeError, match="reward was entered while policy is in use"),
+        trunk.use("reward"),
+    ):
         pass
     with trunk.use("reward"):
         pass
 
 
 def test_an_unknown_role_raises_with_those_that_exist() -> None:
-    with pytest.raises(RuntimeError, match="no role judge on this trunk; it has policy"), noisy_trunk("policy").use("judge"):
+    with (
+        pytest.raises(RuntimeError, match="no role judge on this trunk; it has policy"),
+        noisy_trunk("policy").use("judge"),
+    ):
         pass
 
 

@@ -6,7 +6,15 @@ import copy
 import random
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 import stackllama.model.attention  # noqa: F401  (registers "forest")
 from stackllama.tokens.forest import Tree
@@ -25,7 +33,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**_SHAPE, sliding_window=5),
     "qwen3": Qwen3Config(**_SHAPE, head_dim=16),
     "gemma2": Gemma2Config(
-        **_SHAPE, head_dim=16, sliding_window=5, attn_logit_softcapping=3.0, final_logit_softcapping=5.0, query_pre_attn_scalar=16
+        **_SHAPE,
+        head_dim=16,
+        sliding_window=5,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
+        query_pre_attn_scalar=16,
     ),
 }
 

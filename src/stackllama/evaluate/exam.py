@@ -28,7 +28,7 @@ Gold = Callable[[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the exam found, in the form of the files that keep it: samples.json, policy.json and parts of summary.json."""
+    """What the exam found, as the files keep it: samples.json, policy.json and parts of summary.json."""
 
     samples: list[dict[str, Any]]
     policies: dict[str, dict[str, float | None]]
@@ -64,8 +64,8 @@ def compare_policies(
 ) -> Comparison:
     """Let the SFT model (the reference) and the policy answer each prompt once, with equal noise, and compare them.
 
-    prompts: roots keyed by their question's place. gold: truth in [0, 1] of (question, answer), where a community has it; it is
-    reported and used for nothing else.
+    prompts: roots keyed by their question's place. gold: truth in [0, 1] of (question, answer), where a community has
+    it; it is reported and used for nothing else.
     """
     shown = [question_text(questions[tree.key].title if titles else "", questions[tree.key].text) for tree in prompts]
     sat: dict[str, _Sat] = {}
@@ -83,7 +83,9 @@ def compare_policies(
         return paired_difference(after, before, resamples=resamples, confidence=confidence, seed=seed)
 
     return Comparison(
-        samples=[_sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))],
+        samples=[
+            _sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))
+        ],
         policies={name: _policy_numbers(paper) for name, paper in sat.items()},
         summary=_summary(sat["sft"], sat["ppo"], over, change),
     )

@@ -40,7 +40,7 @@ class Answered:
 
 
 def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bool, row_tokens: int) -> float:
-    """exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents)."""
+    """Exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents)."""
     total, count = 0.0, 0
     with trunk.use(role) as reader:
         for packed in pack(trees, row_tokens):
@@ -52,9 +52,18 @@ def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bo
 
 
 def answer_prompts(
-    trunk: Trunk, role: str, prompts: Sequence[Tree], sampling: Sampling, *, reward_role: str, judge_role: str, row_tokens: int
+    trunk: Trunk,
+    role: str,
+    prompts: Sequence[Tree],
+    sampling: Sampling,
+    *,
+    reward_role: str,
+    judge_role: str,
+    row_tokens: int,
 ) -> Answered:
-    """Sample one response for each prompt and score it. The noise is keyed by the prompt's place, equal for all policies."""
+    """Sample one response for each prompt and score it. The noise is keyed by the prompt's place, equal for all
+    policies.
+    """
     with trunk.use(role) as policy:
         responses = sample(policy, [Request(at, tree.root) for at, tree in enumerate(prompts)], sampling)
     trees = [Tree(tree.root, (one.tokens,), at) for at, (tree, one) in enumerate(zip(prompts, responses, strict=True))]

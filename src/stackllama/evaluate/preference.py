@@ -1,7 +1,8 @@
-"""Whether a reward model tells better answers from worse, beside what needs no model: the longer answer, the earlier answer.
+"""Whether a reward model tells better answers from worse, beside what needs no model: the longer answer, the earlier
+answer.
 
-All three are judged on the same pairs. An accuracy is the mean over questions of the mean over their pairs; a comparison is an
-interval of the paired difference, resampled over questions.
+All three are judged on the same pairs. An accuracy is the mean over questions of the mean over their pairs; a
+comparison is an interval of the paired difference, resampled over questions.
 
 Legend: P pairs, B branches.
 """
@@ -29,8 +30,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """A pair as the model scores it: its question and answers (places in the list of questions, and in the question's answers),
-    and the score of the better minus that of the worse.
+    """A pair as the model scores it: its question and answers (places in the list of questions, and in the question's
+    answers), and the score of the better minus that of the worse.
     """
 
     question: int
@@ -41,7 +42,7 @@ class JudgedPair:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceExam:
-    """Accuracies in [0, 1] with intervals over ``questions`` questions, and the paired differences over the baselines."""
+    """Accuracies in [0, 1] with intervals over the questions, and the paired differences over the baselines."""
 
     accuracy: Interval
     longer_wins: Interval
@@ -79,7 +80,9 @@ def examine(
         DataError: when no pair was judged.
     """
     if not judged:
-        raise DataError("no held-out pair is short enough to be judged; raise reward.max_answer_tokens or give more data")
+        raise DataError(
+            "no held-out pair is short enough to be judged; raise reward.max_answer_tokens or give more data"
+        )
     owner_P = np.array([pair.question for pair in judged])
     right_P = wins([pair.margin for pair in judged], np.zeros(len(judged)))
     longer_P, earlier_P = (
@@ -87,6 +90,7 @@ def examine(
         for rule in (longer_wins, earlier_wins)
     )
     right_Q, longer_Q, earlier_Q = (question_means(values, owner_P) for values in (right_P, longer_P, earlier_P))
+
     def over(values_Q: Floats) -> Interval:
         return interval(values_Q, resamples=resamples, confidence=confidence, seed=seed)
 
@@ -105,7 +109,8 @@ def examine(
 
 
 def center_rewards(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_tokens: int) -> None:
-    """Shift a finished reward model so that its mean over the answers of these trees is 0 (Stiennon et al. 2020, appendix C).
+    """Shift a finished reward model so that its mean over the answers of these trees is 0 (Stiennon et al. 2020,
+    appendix C).
 
     Differences, and so accuracies, stay as they are; PPO's value head, which starts at 0, starts near the truth.
     """

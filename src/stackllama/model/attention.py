@@ -1,17 +1,17 @@
 """Attention that understands forests: one function for every supported model, registered with transformers as "forest".
 
-A model built with ``attn_implementation="forest"`` must be called with ``forest_plan=`` (training, scoring, prefill) and/or
-``key_value_cache=`` (prefill, decoding). The keywords travel through the model's forward to each layer's attention. The
-model's own mask is never used: the mask function registered beside it returns None, and a call with neither keyword raises,
-so no layer can ever attend without one of the two saying what is visible.
+A model built with ``attn_implementation="forest"`` must be called with ``forest_plan=`` (training, scoring, prefill)
+and/or ``key_value_cache=`` (prefill, decoding). The keywords travel through the model's forward to each layer's
+attention. The model's own mask is never used: the mask function registered beside it returns None, and a call with
+neither keyword raises, so no layer can ever attend without one of the two saying what is visible.
 
 On CPU the forest is one opaque operator with its own backward. The row is cut into *blocks*: at most ``QUERY_CHUNK``
 neighbouring queries of one segment against the keys they may see (their root, and their own segment up to the last of
-them), so the work follows the forest's real edges. Blocks of like size are batched. Scores and probabilities live only while
-a block group is computed; the backward computes them again.
+them), so the work follows the forest's real edges. Blocks of like size are batched. Scores and probabilities live only
+while a block group is computed; the backward computes them again.
 
-Legend: T tokens, H query heads, K key/value heads, G = H / K, E head dimension, S blocks of a group, Q queries and L keys of a
-block (padded within the group).
+Legend: T tokens, H query heads, K key/value heads, G = H / K, E head dimension, S blocks of a group, Q queries and L
+keys of a block (padded within the group).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from stackllama.tokens.forest import Forest
 
 QUERY_CHUNK = 128
-# A group may pad its blocks to this multiple of their real area: beyond it, a second small batch is cheaper than the waste.
+# A group may pad its blocks to this multiple of their real area: beyond it, a second small batch is cheaper than the
+# waste.
 PADDING_LIMIT = 1.3
 # Scores of one group of blocks, in elements per head: bounds the memory of long rows.
 GROUP_AREA = 1 << 21
@@ -46,8 +47,9 @@ class KeyValueCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How scores become probabilities. scaling: factor on q.k; window: visible position distance, below; softcap: bound of
-    the scores by cap * tanh(score / cap); sinks_H: a learnt extra logit for each head that takes probability and gives nothing.
+    """How scores become probabilities. scaling: factor on q.k; window: visible position distance, below; softcap: bound
+    of the scores by cap * tanh(score / cap); sinks_H: a learnt extra logit for each head that takes probability and
+    gives nothing.
     """
 
     scaling: float
@@ -60,8 +62,8 @@ class Rule:
 class BlockGroup:
     """Blocks of like size, padded to S x Q queries and S x L keys.
 
-    query_SQ, key_SL: places in the row (padding points at place 0); valid_SQ: false for padding queries; hidden_SQL: true
-    where a query must not see a key; distance_SQL: position of the query minus that of the key.
+    query_SQ, key_SL: places in the row (padding points at place 0); valid_SQ: false for padding queries; hidden_SQL:
+    true where a query must not see a key; distance_SQL: position of the query minus that of the key.
     """
 
     query_SQ: Tensor
@@ -187,7 +189,9 @@ class _ForestAttention(torch.autograd.Function):
     """softmax(q k' + mask) v over the blocks of a plan; q, k, v are (T, heads, E) in one precision."""
 
     @staticmethod
-    def forward(ctx: Any, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, plan: ForestPlan, rule: Rule) -> Tensor:
+    def forward(
+        ctx: Any, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, plan: ForestPlan, rule: Rule
+    ) -> Tensor:
         heads = key_TKE.shape[1]
         out_THE = torch.empty_like(query_THE)
         for group in plan.groups:
@@ -242,7 +246,9 @@ def _pad_rows(group: BlockGroup, heads: int, rows: int) -> Tensor:
 
 
 def _attend(query_THE: Tensor, key_TKE: Tensor, group: BlockGroup, rule: Rule) -> tuple[Tensor, Tensor | None]:
-    """Probabilities (S * K, G * Q, L) of a group in the inputs' precision, and d capped / d score where there is a softcap."""
+    """Probabilities (S * K, G * Q, L) of a group in the inputs' precision, and d capped / d score where there is a
+    softcap.
+    """
     heads = key_TKE.shape[1]
     blocks, count = group.query_SQ.shape
     ratio = query_THE.shape[1] // heads
@@ -271,28 +277,37 @@ def forest_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in each layer: query (R, H, T, E), key and value (R, K, T, E) -> (R, T, H, E).
+    """The function that transformers calls in each layer: query (R, H, T, E), key and value (R, K, T, E) -> (R, T, H,
+    E).
 
     Raises:
         ValueError: for a keyword that it does not honour, attention dropout, or neither a plan nor a cache.
     """
     unknown = sorted(name for name, given in others.items() if given is not None and name not in NEUTRAL_KEYWORDS)
     if unknown or dropout or attention_mask is not None:
-        what = [*unknown, *(["dropout"] if dropout else []), *(["attention_mask"] if attention_mask is not None else [])]
-        raise ValueError(f"forest attention was given {', '.join(what)}, which it does not honour; it would be wrong to go on")
+        what = [
+            *unknown,
+            *(["dropout"] if dropout else []),
+            *(["attention_mask"] if attention_mask is not None else []),
+        ]
+        raise ValueError(
+            f"forest attention was given {', '.join(what)}, which it does not honour; it would be wrong to go on"
+        )
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
-    layer = cast(int, getattr(module, "layer_idx", 0))
+    layer = cast("int", getattr(module, "layer_idx", 0))
     query, key = query.to(value.dtype), key.to(value.dtype)
     if forest_plan is None:
         if key_value_cache is None:
-            raise ValueError("forest attention needs forest_plan= or key_value_cache=; call the model through its roles")
+            raise ValueError(
+                "forest attention needs forest_plan= or key_value_cache=; call the model through its roles"
+            )
         return key_value_cache.attend(layer, query, key, value, rule), None
     if key_value_cache is not None:
         key_value_cache.record(layer, key, value)
     if s_aux is not None and torch.is_grad_enabled() and s_aux.requires_grad:
         raise ValueError("attention sinks (s_aux) cannot be trained by forest attention; freeze them or train by LoRA")
     rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out_THE = cast(Tensor, _ForestAttention.apply(*rows, forest_plan, rule))  # type: ignore[no-untyped-call]
+    out_THE = cast("Tensor", _ForestAttention.apply(*rows, forest_plan, rule))  # type: ignore[no-untyped-call]
     return out_THE[None], None
 
 

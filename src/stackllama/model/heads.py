@@ -1,4 +1,4 @@
-"""The scalar head: one number from a hidden state, for rewards (at a branch's last token) and values (at every state)."""
+"""The scalar head: one number from a hidden state: a reward (at a branch's last token) or a value (anywhere)."""
 
 from __future__ import annotations
 

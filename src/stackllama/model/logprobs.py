@@ -1,7 +1,7 @@
 """Log-probabilities and entropies without ever storing (tokens x vocabulary) logits.
 
-Hidden states meet the output matrix chunk by chunk; each chunk's logits become a log-probability (and, if asked, an entropy) and
-are thrown away; the backward computes them again. A chunk holds ``CHUNK_ELEMENTS`` logits at most.
+Hidden states meet the output matrix chunk by chunk; each chunk's logits become a log-probability (and, if asked, an
+entropy) and are thrown away; the backward computes them again. A chunk holds ``CHUNK_ELEMENTS`` logits at most.
 
 Legend: N scored positions, D hidden size, V vocabulary, C positions of a chunk.
 """
@@ -65,7 +65,8 @@ class _LinearLogProb(torch.autograd.Function):
 def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, *, softcap: float | None = None) -> Tensor:
     """Log-probability in nats (N,), fp32, of each label under softmax(hidden W').
 
-    hidden_ND and weight_VD share one precision (bf16 products are summed in fp32 by the kernel); differentiable in both.
+    hidden_ND and weight_VD share one precision (bf16 products are summed in fp32 by the kernel); differentiable in
+    both.
 
     Raises:
         ValueError: when the precisions or the shapes do not fit.
@@ -75,7 +76,7 @@ def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, *, sof
             f"hidden states {tuple(hidden_ND.shape)} {hidden_ND.dtype} and output matrix {tuple(weight_VD.shape)} "
             f"{weight_VD.dtype} do not fit; cast the hidden states to the matrix's precision"
         )
-    return cast(Tensor, _LinearLogProb.apply(hidden_ND, weight_VD, label_N, softcap))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _LinearLogProb.apply(hidden_ND, weight_VD, label_N, softcap))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def load_role(folder: Path, trunk: Trunk, role: str, *, trunk_hash: str) -> None
     page = _page(folder)
     if page["trunk"] != trunk_hash:
         raise ModelError(
-            f"{folder} was trained on another SFT model than this run's (hash {page['trunk'][:12]}, here {trunk_hash[:12]}); "
+            f"{folder} stands on another SFT model (hash {page['trunk'][:12]}) than this run's ({trunk_hash[:12]}); "
             "train the stage again: delete its folder and run the same command"
         )
     if page["lora"] is None:

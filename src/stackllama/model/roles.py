@@ -1,17 +1,17 @@
 """One trunk, many roles: policy, reference, reward, judge and value over one set of base weights.
 
-*reference* is the trunk with every adapter off. Each other role has a LoRA adapter of its own (or, when a small model is
-trained in full, a copy of the trunk), and the heads that it reads. A role is entered, used for forward *and* backward, and
-left::
+*reference* is the trunk with every adapter off. Each other role has a LoRA adapter of its own (or, when a small model
+is trained in full, a copy of the trunk), and the heads that it reads. A role is entered, used for forward *and*
+backward, and left::
 
     with trunk.use("policy", training=True) as policy:
         hidden_TD = policy.hidden(forest)
         loss = -policy.logprobs(hidden_TD, branch_targets(forest)).sum()
         loss.backward()
 
-A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each entry
-restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched. Leave the role
-before the optimizer steps: autocast keeps cast copies of the weights until then.
+A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each
+entry restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched.
+Leave the role before the optimizer steps: autocast keeps cast copies of the weights until then.
 
 Legend: T tokens of a row, N scored tokens, D hidden size.
 """
@@ -40,7 +40,9 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True, slots=True)
 class LoRA:
-    """A low-rank adapter: y = W x + alpha / rank * B A x (Hu et al. 2021), on the linear layers whose names end in targets."""
+    """A low-rank adapter: y = W x + alpha / rank * B A x (Hu et al. 2021), on the linear layers whose names end in
+    targets.
+    """
 
     rank: int
     alpha: float
@@ -118,9 +120,9 @@ def _head_key(role: str, head: str) -> str:
 class Trunk:
     """Base weights, and the roles over them.
 
-    model: a causal language model loaded with attention "forest". precision: of the matrix products (bf16 through autocast:
-    what is trained stays fp32). frozen: adapters that stay live under every role, the reference too (an SFT adapter that was
-    not merged).
+    model: a causal language model loaded with attention "forest". precision: of the matrix products (bf16 through
+    autocast: what is trained stays fp32). frozen: adapters that stay live under every role, the reference too (an SFT
+    adapter that was not merged).
     """
 
     def __init__(self, model: PreTrainedModel, *, precision: torch.dtype) -> None:
@@ -140,7 +142,11 @@ class Trunk:
             ModelError: when no linear layer has one of the target names.
         """
         config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            bias="none",
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -183,7 +189,9 @@ class Trunk:
             RuntimeError: when another role is still entered, or the role was never added.
         """
         if self._active is not None:
-            raise RuntimeError(f"role {role} was entered while {self._active} is in use; leave it (after its backward) first")
+            raise RuntimeError(
+                f"role {role} was entered while {self._active} is in use; leave it (after its backward) first"
+            )
         if role != REFERENCE and role not in self._adapters and role not in self._copies:
             raise RuntimeError(f"no role {role} on this trunk; it has {', '.join([*self._adapters, *self._copies])}")
         model = self._copies.get(role, self.model)
@@ -191,7 +199,9 @@ class Trunk:
             self._switch(role)
         model.train(training)
         self.heads.train(training)
-        self._restore_gradients(role if training else None)
+        # On whether training or not: autocast keeps its cast copies of weights that require gradients, and casts others
+        # anew.
+        self._restore_gradients(role)
         self._active = role
         device = next(model.parameters()).device.type
         try:
@@ -232,14 +242,17 @@ class Trunk:
         own = self.trainable(role)
         wrong = sorted(set(own) ^ set(tensors)) or [n for n, p in own.items() if p.shape != tensors[n].shape]
         if wrong:
-            raise ModelError(f"the saved {role} does not fit the model: {wrong[0]} and {len(wrong) - 1} more differ; was it made with other LoRA settings?")
+            raise ModelError(
+                f"the saved {role} does not fit the model: {wrong[0]} and {len(wrong) - 1} more differ; was it made "
+                "with other LoRA settings?"
+            )
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
 
     @torch.no_grad()
     def merge(self, role: str) -> dict[str, Tensor]:
-        """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the weights from before."""
+        """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the old weights."""
         before: dict[str, Tensor] = {}
         for name, layer in self._lora_layers():
             if role in layer.lora_A:
@@ -264,6 +277,7 @@ class Trunk:
         if self._adapters.pop(role, None) is None:
             return
         for name, layer in self._lora_layers():
+            layer.set_adapter([])  # peft warns when an active adapter goes
             layer.delete_adapter(role)
             if not self._adapters:
                 self.model.set_submodule(name, layer.get_base_layer())
@@ -295,12 +309,11 @@ class Trunk:
                 layer.set_adapter(wanted)
             layer.enable_adapters(bool(wanted))
 
-    def _restore_gradients(self, role: str | None) -> None:
+    def _restore_gradients(self, role: str) -> None:
         for module in (self.model, self.heads, *self._copies.values()):
             module.requires_grad_(False)
-        if role is not None:
-            for parameter in self.trainable(role).values():
-                parameter.requires_grad_(True)
+        for parameter in self.trainable(role).values():
+            parameter.requires_grad_(True)
 
 
 class _BackwardCheck:
@@ -310,7 +323,7 @@ class _BackwardCheck:
         self._trunk = trunk
         self._role = role
 
-    def __call__(self, gradient: Tensor) -> None:
+    def __call__(self, _: Tensor) -> None:
         if self._trunk.active != self._role:
             raise RuntimeError(
                 f"the backward of role {self._role} ran while {self._trunk.active or 'no role'} was in use; "

@@ -1,7 +1,8 @@
 """What the loop knows of an objective.
 
-A source (`stackllama.tokens.batches`) yields batches with their own counts; an objective turns each packed row of a batch into
-*sums*; the loop divides sums by counts. So neither packing nor accumulation nor sharding can change the loss.
+A source (`stackllama.tokens.batches`) yields batches with their own counts; an objective turns each packed row of a
+batch into *sums*; the loop divides sums by counts. So neither packing nor accumulation nor sharding can change the
+loss.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RowT_contra = TypeVar("RowT_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What an objective found in one row: scalar sums of loss terms (with gradient) and of metrics (without), by name."""
+    """What an objective found in one row: sums of loss terms (with gradient) and of metrics (without), by name."""
 
     losses: Mapping[str, Tensor]
     metrics: Mapping[str, Tensor]

@@ -27,7 +27,8 @@ HEAD = "value"
 class PPORow:
     """A packed row of prompts with their sampled responses; N response tokens, all fp32.
 
-    old_logprob_N and old_value_N: the trainer's own, before the batch's first step; advantage_N; return_N: the value's target.
+    old_logprob_N and old_value_N: the trainer's own, before the batch's first step; advantage_N; return_N: the value's
+    target.
     """
 
     forest: Forest
@@ -53,8 +54,8 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
 class PPOObjective:
     """Policy and value terms, divided by the batch's ``tokens``.
 
-    Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``, ``entropy`` in nats,
-    ``value_clip_fraction``.
+    Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``,
+    ``entropy`` in nats, ``value_clip_fraction``.
     """
 
     role = "policy"
@@ -63,7 +64,10 @@ class PPOObjective:
     )
 
     def __init__(self, *, clip: float, value_clip: float, value_coefficient: float) -> None:
-        self.terms: Mapping[str, Term] = {"policy_loss": Term(1.0, "tokens"), "value_loss": Term(value_coefficient, "tokens")}
+        self.terms: Mapping[str, Term] = {
+            "policy_loss": Term(1.0, "tokens"),
+            "value_loss": Term(value_coefficient, "tokens"),
+        }
         self._clip = clip
         self._value_clip = value_clip
 

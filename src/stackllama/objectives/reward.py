@@ -1,7 +1,8 @@
 """The reward model: all answers of a question in one pass, loss over its pairs, every question of equal weight.
 
-The loss of a pair is -log sigmoid(score of the better - score of the worse) (Bradley-Terry; Stiennon et al. 2020, eq. 1; all
-pairs of one prompt in one pass as in Ouyang et al. 2022, section 3.5). A pair weighs 1 / (pairs of its question).
+The loss of a pair is -log sigmoid(score of the better - score of the worse) (Bradley-Terry; Stiennon et al. 2020, eq.
+1; all pairs of one prompt in one pass as in Ouyang et al. 2022, section 3.5). A pair weighs 1 / (pairs of its
+question).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the mean cross-entropy of the scored tokens.
 
-Left out on purpose: label smoothing and loss reweighting; the mean is over tokens, so long answers weigh by their length.
+Left out on purpose: label smoothing and loss reweighting; the mean is over tokens, so long answers weigh by their
+length.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The sampler's cache: keys and values of R sequences, each with its own length, in one preallocated block for each layer.
+"""The sampler's cache: keys and values of R sequences, each with its own length, in one preallocated block for each
+layer.
 
-Legend: R sequences, K key/value heads, G query heads for each of them, L places, E head dimension, T tokens of a prefilled row.
+Legend: R sequences, K key/value heads, G query heads for each of them, L places, E head dimension, T tokens of a
+prefilled row.
 """
 
 from __future__ import annotations

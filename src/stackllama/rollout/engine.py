@@ -1,7 +1,7 @@
 """The sampler: prompts as token ids in, sampled token ids with their log-probabilities out.
 
-Prompts are prefilled as one packed forest, each distinct prompt once however many samples it has; then every sequence grows
-by a token a step. Finished sequences leave the batch. Requests beyond ``slots`` wait for the next wave.
+Prompts are prefilled as one packed forest, each distinct prompt once however many samples it has; then every sequence
+grows by a token a step. Finished sequences leave the batch. Requests beyond ``slots`` wait for the next wave.
 
 Legend: R sequences in the batch.
 """
@@ -34,7 +34,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Sampled ids, the EOS included when that is why it stopped, and each id's log-probability in nats under the sampler."""
+    """Sampled ids, the EOS included when that is why it stopped, and each id's log-probability in nats under the
+    sampler.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -123,7 +125,9 @@ def _prefill(role: Role, wave: Sequence[_Growing], how: Sampling) -> tuple[Seque
 
 
 def _next_tokens(role: Role, growing: Sequence[_Growing], hidden_RD: Tensor, how: Sampling) -> Tensor:
-    """Draw a token for each sequence and append it with its log-probability; finished rows draw too, and are not looked at."""
+    """Draw a token for each sequence and append it with its log-probability; finished rows draw too, and are not looked
+    at.
+    """
     logprob_RV = role.all_logprobs(hidden_RD)
     if how.temperature != 1.0 or how.top_p != 1.0:
         logprob_RV = reshape_distribution(logprob_RV, temperature=how.temperature, top_p=how.top_p)

@@ -1,8 +1,8 @@
 """The PPO source: sample with the live policy, score, compute advantages, yield minibatches.
 
-One *round* samples ``prompts`` x ``samples`` responses. They are packed into rows once; the old and the reference log-probabilities come
-from the trainer's own pass over those rows, the rows of which every epoch's minibatches consist. So at the round's first
-minibatch every ratio is 1 and, in the first round, every KL is 0, to the bit.
+One *round* samples ``prompts`` x ``samples`` responses. They are packed into rows once; the old and the reference log-
+probabilities come from the trainer's own pass over those rows, the rows of which every epoch's minibatches consist. So
+at the round's first minibatch every ratio is 1 and, in the first round, every KL is 0, to the bit.
 
 Legend: T tokens of a row, N response tokens of a row (M of a round), S responses of a round.
 """
@@ -34,8 +34,9 @@ POLICY = "policy"
 
 @dataclass(frozen=True, slots=True)
 class PPOSettings:
-    """Numbers of the source. rounds: how often it samples; estimator: of the token KL that is charged; kl_stop: approximate KL of
-    a minibatch over which the rest of the round's minibatches is dropped, or None; row_tokens: the longest row.
+    """Numbers of the source. rounds: how often it samples; estimator: of the token KL that is charged; kl_stop:
+    approximate KL of a minibatch over which the rest of the round's minibatches is dropped, or None; row_tokens: the
+    longest row.
     """
 
     rounds: int
@@ -53,8 +54,8 @@ class PPOSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """A round's samples: trees with the responses as branches, in the order of the prompts; why each response stopped, and the
-    sampler's own log-probabilities, in the order of the branches.
+    """A round's samples: trees with the responses as branches, in the order of the prompts; why each response stopped,
+    and the sampler's own log-probabilities, in the order of the branches.
     """
 
     trees: tuple[Tree, ...]
@@ -72,8 +73,8 @@ class Scored:
 
 
 def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: int, row_tokens: int) -> Tensor:
-    """Reward of each branch (S,), in the order of the trees. A response that was cut off is closed with an EOS first: a score is
-    always read at an EOS, as in training.
+    """Reward of each branch (S,), in the order of the trees. A response that was cut off is closed with an EOS first: a
+    score is always read at an EOS, as in training.
     """
     closed = [
         Tree(tree.root, tuple(b if b[-1] == eos_id else (*b, eos_id) for b in tree.branches), at)
@@ -89,9 +90,7 @@ def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: i
     return torch.cat([found[at] for at in range(len(trees))])
 
 
-def token_rewards(
-    charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coefficient: float
-) -> Tensor:
+def token_rewards(charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coefficient: float) -> Tensor:
     """Reward of each token (M,): minus the coefficient times its KL, and the response's score at its last token."""
     reward_M = -coefficient * charge_M
     return reward_M.index_add(0, last_S, score_S)
@@ -100,8 +99,8 @@ def token_rewards(
 class ExperienceSource:
     """Rounds of experience for the PPO objective, each passed over ``epochs`` times in ``minibatches`` minibatches.
 
-    prompts: roots, used in a new shuffled order by (seed, pass over the prompts). estimator: token KL from (policy, reference)
-    log-probabilities. The noise of a response is keyed by its number, counted over the whole run.
+    prompts: roots, used in a new shuffled order by (seed, pass over the prompts). estimator: token KL from (policy,
+    reference) log-probabilities. The noise of a response is keyed by its number, counted over the whole run.
     """
 
     unit = "episodes"
@@ -119,7 +118,8 @@ class ExperienceSource:
     ) -> None:
         if len(prompts) < settings.prompts:
             raise DataError(
-                f"PPO asks {settings.prompts} prompts a step, the ppo split has {len(prompts)} that fit; lower ppo.prompts_per_step "
+                f"PPO asks {settings.prompts} prompts a step, the ppo split has {len(prompts)} that fit; lower "
+                "ppo.prompts_per_step "
                 "or raise ppo.max_prompt_tokens"
             )
         self.total_work = settings.rounds * settings.prompts * settings.samples
@@ -181,7 +181,11 @@ class ExperienceSource:
     def _begin_round(self) -> None:
         rollouts = self._sample(self._choose_prompts())
         score_S = response_scores(
-            self._trunk, self._reward_role, rollouts.trees, eos_id=self._sampling.eos_id, row_tokens=self._settings.row_tokens
+            self._trunk,
+            self._reward_role,
+            rollouts.trees,
+            eos_id=self._sampling.eos_id,
+            row_tokens=self._settings.row_tokens,
         )
         self._rows, self._notes = self._experience(rollouts, score_S)
         settings = self._settings
@@ -205,7 +209,9 @@ class ExperienceSource:
         samples = self._settings.samples
         first = self._round * len(prompts) * samples
         requests = [
-            Request(first + at * samples + take, tree.root) for at, tree in enumerate(prompts) for take in range(samples)
+            Request(first + at * samples + take, tree.root)
+            for at, tree in enumerate(prompts)
+            for take in range(samples)
         ]
         with self._trunk.use(POLICY) as policy:
             responses = sample(policy, requests, self._sampling)
@@ -276,7 +282,8 @@ class ExperienceSource:
         with self._trunk.use(REFERENCE) as reference:
             known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)) for forest in forests]
         return [
-            Scored(forest, logprob, ref, value) for forest, (logprob, value), ref in zip(forests, old, known, strict=True)
+            Scored(forest, logprob, ref, value)
+            for forest, (logprob, value), ref in zip(forests, old, known, strict=True)
         ]
 
 

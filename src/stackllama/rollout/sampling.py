@@ -1,7 +1,7 @@
 """Drawing tokens: pure functions of log-probabilities and a keyed uniform number.
 
-The noise of a token is a hash of (seed, request, token index). It never depends on the slot or the batch in which a request
-happens to be, so a request's tokens are the same whatever is sampled beside it.
+The noise of a token is a hash of (seed, request, token index). It never depends on the slot or the batch in which a
+request happens to be, so a request's tokens are the same whatever is sampled beside it.
 
 Legend: R sequences, V vocabulary.
 """
@@ -18,7 +18,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which each input bit moves half the output's."""
+    """The finalizer of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which each input bit moves half the
+    output's.
+    """
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -34,7 +36,7 @@ def uniforms(seed: int, requests: Sequence[int], indices: Sequence[int]) -> Tens
 
 
 def draw(logprob_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """The tokens (R,) at which the cumulative distribution passes the uniform numbers: an exact draw at temperature 1."""
+    """The tokens (R,) at which the cumulative distribution passes the uniform numbers: exact draws."""
     cumulative_RV = logprob_RV.double().exp().cumsum(-1)
     # Scaled by the last entry, which rounding leaves a little off 1, so that no number falls behind the end.
     goal_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
@@ -44,7 +46,8 @@ def draw(logprob_RV: Tensor, uniform_R: Tensor) -> Tensor:
 def reshape_distribution(logprob_RV: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """Log-probabilities at another temperature, cut to the smallest set of tokens that holds ``top_p``.
 
-    For chat and serving only: training samples from the policy itself. A temperature of 0 puts everything on the likeliest token.
+    For chat and serving only: training samples from the policy itself. A temperature of 0 puts everything on the
+    likeliest token.
     """
     if temperature == 0.0:
         best_R1 = logprob_RV.argmax(-1, keepdim=True)

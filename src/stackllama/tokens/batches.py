@@ -1,4 +1,4 @@
-"""What travels from sources to the loop: packed rows, batches with their counts, and the word of what became of them."""
+"""What travels from sources to the loop: packed rows, batches with their counts, and what became of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepResult:
 
 
 class Source(Protocol[RowT]):
-    """Where batches come from; it ends by yielding None. ``total_work`` is in ``unit`` (tokens, questions, episodes)."""
+    """Where batches come from; it ends by yielding None. ``total_work`` is in ``unit``, such as tokens."""
 
     total_work: int
     unit: str
@@ -67,9 +67,9 @@ class SftRow:
 
 @dataclass(frozen=True, slots=True)
 class RewardRow:
-    """A packed row of questions. last_B: place of each branch's last token, its EOS, where its score is read; better_P and
-    worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs; question_P: the keys of the
-    trees that the pairs belong to.
+    """A packed row of questions. last_B: place of each branch's last token, its EOS, where its score is read; better_P
+    and worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs; question_P: the
+    keys of the trees that the pairs belong to.
     """
 
     forest: Forest

@@ -8,8 +8,9 @@ the first with two branches, the second a document alone, become one row of T = 
     root       0  0 |  0  0 |  0  0 |  3  3  3
     position   0  1 |  2  3 |  2  3 |  0  1  2
 
-A token sees the earlier tokens of its own segment and all of its root; ``b0`` sees ``q0 q1`` and never ``a0 a1``. A branch's
-positions go on from its root's length, so with rotary positions each log-probability equals that of the separate sequence.
+A token sees the earlier tokens of its own segment and all of its root; ``b0`` sees ``q0 q1`` and never ``a0 a1``. A
+branch's positions go on from its root's length, so with rotary positions each log-probability equals that of the
+separate sequence.
 
 Legend: T tokens of the row, N scored tokens, B branches of the row.
 """
@@ -25,7 +26,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One root and its branches, as token ids. ``key`` names the tree to its source (a question's place, a prompt's id)."""
+    """One root and its branches, as token ids. ``key`` names the tree to its source (a question's place, a prompt's
+    id).
+    """
 
     root: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...] = ()
@@ -38,7 +41,9 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens ``start:stop`` of the row that hangs on the root at ``root_start:root_stop`` (itself, for a root)."""
+    """A run of tokens ``start:stop`` of the row that hangs on the root at ``root_start:root_stop`` (itself, for a
+    root).
+    """
 
     start: int
     stop: int
@@ -60,8 +65,8 @@ class Segment:
 class Forest:
     """One packed row.
 
-    tokens_T and positions_T are int64; segments lie in the order of the row; ``tree_of_branch`` has B entries, the key of
-    each branch's tree, in the order of the branches in the row.
+    tokens_T and positions_T are int64; segments lie in the order of the row; ``tree_of_branch`` has B entries, the key
+    of each branch's tree, in the order of the branches in the row.
     """
 
     tokens_T: Tensor

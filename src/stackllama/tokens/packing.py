@@ -5,8 +5,8 @@ Best fit, the longest first: each tree goes to the fullest row that still holds 
     trees   aaa  bb  cccc  d  ee        longest first:  cccc aaa bb ee d
     rows    [cccc bb]  [aaa ee d]
 
-What is left out: cutting documents, and filling across windows; callers pass as many trees as one optimizer step (or one
-split) has, which is window enough to leave little empty.
+What is left out: cutting documents, and filling across windows; callers pass as many trees as one optimizer step (or
+one split) has, which is window enough to leave little empty.
 """
 
 from __future__ import annotations

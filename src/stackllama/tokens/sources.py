@@ -1,6 +1,8 @@
-"""From questions to packed rows: encoding, length limits, the order of training, and the sources of SFT and reward batches.
+"""From questions to packed rows: encoding, length limits, the order of training, and the sources of SFT and reward
+batches.
 
-The order of a whole run is a function of (seed, lengths, budgets): it is planned once, and a source's state is a place in the plan.
+The order of a whole run is a function of (seed, lengths, budgets): it is planned once, and a source's state is a place
+in the plan.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ RowT = TypeVar("RowT")
 class PairedTree:
     """A question with those of its answers that have pairs.
 
-    pairs: (better, worse) branches of the tree; weight: of each pair; answers: for each branch, its place in the question's
-    answers.
+    pairs: (better, worse) branches of the tree; weight: of each pair; answers: for each branch, its place in the
+    question's answers.
     """
 
     tree: Tree
@@ -55,8 +57,8 @@ def encode_answers(
 ) -> Encoded[Tree]:
     """Questions with the answers that SFT learns: "best" (by the score rule; the earliest of equals) or "all" of them.
 
-    A branch that would reach beyond ``max_tokens`` (root included) is left out and counted, as is a question without any. A tree
-    that would outgrow ``max_tokens`` as a whole is split: the root is repeated.
+    A branch that would reach beyond ``max_tokens`` (root included) is left out and counted, as is a question without
+    any. A tree that would outgrow ``max_tokens`` as a whole is split: the root is repeated.
     """
     left_out = {"answers longer than sft.max_tokens": 0, "questions without an answer": 0}
     trees: list[Tree] = []
@@ -115,10 +117,13 @@ def encode_pairs(
 ) -> Encoded[PairedTree]:
     """Questions with their pairs, each pair in one tree that fits a row.
 
-    Over ``answers_per_question`` answers, a seeded choice is kept. A question too long is left out, and so are pairs with an
-    answer too long. A tree that outgrows the row repeats its root: its pairs are dealt to several trees.
+    Over ``answers_per_question`` answers, a seeded choice is kept. A question too long is left out, and so are pairs
+    with an answer too long. A tree that outgrows the row repeats its root: its pairs are dealt to several trees.
     """
-    left_out = {"questions longer than reward.max_question_tokens": 0, "pairs with an answer longer than reward.max_answer_tokens": 0}
+    left_out = {
+        "questions longer than reward.max_question_tokens": 0,
+        "pairs with an answer longer than reward.max_answer_tokens": 0,
+    }
     left_out |= {"pairs beyond reward.answers_per_question": 0, "questions without a pair": 0}
     found: list[PairedTree] = []
     for key, question in enumerate(questions):
@@ -205,11 +210,14 @@ def reward_row(trees: Sequence[PairedTree]) -> RewardRow:
     )
 
 
-def plan_steps(sizes: Sequence[int], *, per_step: int, epochs: float, max_steps: int | None, seed: int) -> list[list[int]]:
-    """The places of each step's items: every epoch a new shuffle by (seed, epoch), cut wherever ``per_step`` is reached.
+def plan_steps(
+    sizes: Sequence[int], *, per_step: int, epochs: float, max_steps: int | None, seed: int
+) -> list[list[int]]:
+    """The places of each step's items: every epoch a new shuffle by (seed, epoch), cut wherever ``per_step`` is
+    reached.
 
-    sizes: what an item counts against ``per_step`` (its tokens, or 1 to count items). A fraction of an epoch is its first steps.
-    ``max_steps`` ends the plan earlier, never later.
+    sizes: what an item counts against ``per_step`` (its tokens, or 1 to count items). A fraction of an epoch is its
+    first steps. ``max_steps`` ends the plan earlier, never later.
     """
     steps: list[list[int]] = []
     epoch = 0
@@ -234,7 +242,7 @@ def _cut(order: Sequence[int], sizes: Sequence[int], per_step: int) -> list[list
 
 
 class PlannedSource(Generic[ItemT, RowT]):
-    """Batches of a planned order. ``make_batch`` turns a step's items into a batch; the state is the place in the plan."""
+    """Batches of a planned order. ``make_batch`` turns a step's items into a batch; the state is a place."""
 
     def __init__(
         self,
@@ -246,7 +254,9 @@ class PlannedSource(Generic[ItemT, RowT]):
         total_work: int,
     ) -> None:
         if not items:
-            raise DataError(f"nothing to train on: no item with {unit} fits the limits; see the counts of what was left out")
+            raise DataError(
+                f"nothing to train on: no item with {unit} fits the limits; see the counts of what was left out"
+            )
         self.unit = unit
         self.total_work = total_work
         self.total_steps = len(plan)
@@ -277,7 +287,10 @@ class PlannedSource(Generic[ItemT, RowT]):
             DataError: when the state belongs to a plan of another length.
         """
         if state["steps"] != len(self._plan):
-            raise DataError(f"the checkpoint was made with {state['steps']} planned steps, this data gives {len(self._plan)}; the data has changed")
+            raise DataError(
+                f"the checkpoint was made with {state['steps']} planned steps, this data gives {len(self._plan)}; "
+                "the data has changed"
+            )
         self._place = state["place"]
 
 
@@ -298,13 +311,21 @@ def sft_source(
         learnt = float(sum(len(row.targets.label_N) for row in rows))
         return Batch(rows, {"tokens": learnt}, sum(map(len, chosen)), {"tokens": learnt})
 
-    plan = plan_steps([len(tree) for tree in trees], per_step=tokens_per_step, epochs=epochs, max_steps=max_steps, seed=seed)
+    plan = plan_steps(
+        [len(tree) for tree in trees], per_step=tokens_per_step, epochs=epochs, max_steps=max_steps, seed=seed
+    )
     total = sum(len(trees[at]) for step in plan for at in step)
     return PlannedSource(trees, plan, make, unit="tokens", total_work=total)
 
 
 def reward_source(
-    trees: Sequence[PairedTree], *, questions_per_step: int, row_tokens: int, epochs: float, max_steps: int | None, seed: int
+    trees: Sequence[PairedTree],
+    *,
+    questions_per_step: int,
+    row_tokens: int,
+    epochs: float,
+    max_steps: int | None,
+    seed: int,
 ) -> PlannedSource[tuple[PairedTree, ...], RewardRow]:
     """Whole questions, so many a step; a question dealt to several trees stays in one step and counts once."""
     by_question: dict[int, list[PairedTree]] = {}

@@ -1,7 +1,8 @@
 """The guard: which steps must not change the weights.
 
-A loss, gradient or metric that is not finite is never applied; PPO also refuses a minibatch whose mean probability ratio is over a
-limit (the fix that followed StackLLaMA's loss spikes). Watching trends and rewinding is left to later work.
+A loss, gradient or metric that is not finite is never applied; PPO also refuses a minibatch whose mean probability
+ratio is over a limit (the fix that followed StackLLaMA's loss spikes). Watching trends and rewinding is left to later
+work.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The one loop: a source, an objective, an optimizer.
 
-A step: enter the objective's role, turn each row of the batch into sums and their gradients, leave the role, and let the guard
-decide whether the optimizer steps. State is saved every so many steps, and a loop that starts in a folder with a
-checkpoint goes on from it, bit for bit.
+A step: enter the objective's role, turn each row of the batch into sums and their gradients, leave the role, and let
+the guard decide whether the optimizer steps. State is saved every so many steps, and a loop that starts in a folder
+with a checkpoint goes on from it, bit for bit.
 
-Left out on purpose: epochs, KL control, early stops (the source's business), evaluation and choice of weights (callbacks).
+Left out on purpose: epochs, KL control, early stops (the source's business), evaluation and choice of weights
+(callbacks).
 """
 
 from __future__ import annotations
@@ -61,15 +62,18 @@ class Loop(Generic[RowT]):
     _refused: int = 0
 
     def run(self) -> int:
-        """Train until the source ends; resume first where the folder holds a checkpoint. Gives the work done by this call.
+        """Train until the source ends; resume first where the folder holds a checkpoint. Gives the work done by this
+        call.
 
         Raises:
             TrainingError: after more than `MOST_REFUSED` refused steps in a row.
             CheckpointError: when a saved state is damaged or of another run.
         """
-        self._resume()
+        remark = self._resume()
         before = self.work
         with progress(self.title, self.source.total_work, self.source.unit, self.work) as show:
+            if remark is not None:
+                show.note(remark)
             while (batch := self.source.next()) is not None:
                 result = self._apply(batch)
                 self.source.observe(result)
@@ -77,6 +81,8 @@ class Loop(Generic[RowT]):
                 self._report(batch, result, show)
                 if self.step % self.settings.checkpoint_steps == 0:
                     checkpoint.save(self.folder, self.step, self._state())
+        if self.step % self.settings.checkpoint_steps:
+            checkpoint.save(self.folder, self.step, self._state())
         return self.work - before
 
     def _apply(self, batch: Batch[RowT]) -> StepResult:
@@ -98,8 +104,8 @@ class Loop(Generic[RowT]):
         self._refused = 0 if refusal is None else self._refused + 1
         if self._refused > MOST_REFUSED:
             raise TrainingError(
-                f"{self._refused} steps in a row were refused, the last because {refusal}; lower the learning rate of the "
-                f"{self.objective.role} stage (at step {self.step}) and start the run under another name"
+                f"{self._refused} steps in a row were refused, the last because {refusal}; lower the learning rate of "
+                f"the {self.objective.role} stage (at step {self.step}) and start the run under another name"
             )
         return StepResult(self.step, loss, metrics, norm, refusal)
 
@@ -113,7 +119,7 @@ class Loop(Generic[RowT]):
                     found.losses[name] * (term.coefficient / batch.counts[term.count])
                     for name, term in self.objective.terms.items()
                 ]
-                torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
+                torch.stack(scaled).sum().backward()
                 for name, value in {**found.losses, **found.metrics}.items():
                     total[name] = total.get(name, torch.zeros(())) + value.detach()
         return total
@@ -126,7 +132,7 @@ class Loop(Generic[RowT]):
         values |= {"learning_rate": self.learning_rate(result.step - 1), **extra}
         if result.skipped is not None:
             show.note(f"step {result.step} was skipped: {result.skipped}")
-        if result.step % self.settings.log_steps == 0 or result.skipped is not None or extra:
+        if result.step == 1 or result.step % self.settings.log_steps == 0 or result.skipped is not None or extra:
             self.log.append(result.step, **values, **({} if result.skipped is None else {"skipped": result.skipped}))
         shown = self.shown or tuple(values)
         show.advance(batch.work, **{name: values[name] for name in shown if name in values})
@@ -142,15 +148,16 @@ class Loop(Generic[RowT]):
             "work": self.work,
         }
 
-    def _resume(self) -> None:
+    def _resume(self) -> str | None:
+        """Go on from the newest checkpoint, if there is one; gives a remark for the user where bits will differ."""
         found = checkpoint.load_latest(self.folder)
         self.log.truncate_after(0 if found is None else found[0])
         if found is None:
-            return
+            return None
         self.step, state = found
         role = self.objective.role
         self.trunk.load_state(role, state["weights"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.source.load_state_dict(state["source"])
-        checkpoint.set_rng_state(state["random"])
         self._refused, self.work = state["refused"], state["work"]
+        return checkpoint.set_rng_state(state["random"])
