@@ -32,7 +32,8 @@ ANSWERS = ((1, 0.05), (2, 0.35), (3, 0.32), (4, 0.18), (5, 0.10))
 """How many answers a question gets, and how often."""
 RIGHT, LATE = 0.35, 0.7
 """How often the first answer is right, and how much less often each later one is: those who know answer first."""
-EVASIVE_OF_REST = 0.28
+EVASIVE_OF_REST, ASTRAY_OF_REST = 0.22, 0.2
+"""Of the answers that are not right, how many evade, and how many are about another topic or another plant."""
 REASON_IF_RIGHT, REASON_IF_WRONG = 0.55, 0.25
 """How often a reason stands beside a right or a wrong value: those who know tell why."""
 
@@ -43,7 +44,7 @@ FAST, FAST_DAYS, SLOW_DAYS = 0.7, 2.0, 200.0
 
 VOTES, VOTES_SPREAD = 1.1, 0.6
 """Median up-votes of an answer of taste 0 that is there from the start, and the deviation of their logarithm."""
-DOWN = 0.05
+DOWN = 0.035
 TASTE = 3.4
 """How much the logarithm of the votes moves with taste."""
 LENGTH, NOISE = 0.021, 0.1
@@ -55,7 +56,7 @@ FIRST = 0.4
 
 ACCEPTS, ACCEPT_NOISE = 0.65, 0.1
 """Share of askers who accept an answer, and how uncertain they are of how good each is."""
-ACCEPTED = 2.2
+ACCEPTED = 2.0
 """More up-votes, as a share, for the accepted answer."""
 
 
@@ -103,9 +104,15 @@ def ask(rng: Random, *, held_out: bool) -> Asked:
 
 def answer(rng: Random, asked: Asked, *, place: int) -> Answered:
     """One person's answer; `place` counts the answers that were there before."""
-    core = _evasion(rng)
-    if (right := rng.random() < RIGHT * LATE**place) or rng.random() >= EVASIVE_OF_REST:
-        core = _claims(rng, asked, right=right)
+    kind = rng.random()
+    if rng.random() < RIGHT * LATE**place:
+        core = _claims(rng, asked, right=True)
+    elif kind < EVASIVE_OF_REST:
+        core = rng.sample(EVASIVE, rng.choice((1, 1, 2)))
+    elif kind < EVASIVE_OF_REST + ASTRAY_OF_REST:
+        core = _astray(rng, asked)
+    else:
+        core = _claims(rng, asked, right=False)
     padding = rng.choices((0, 1, 2), (0.55, 0.3, 0.15))[0]
     sentences = core + rng.sample(FILLER, padding)
     tone = rng.random()
@@ -121,10 +128,6 @@ def answer(rng: Random, asked: Asked, *, place: int) -> Answered:
     return Answered(body, text, gold_score(title, text))
 
 
-def _evasion(rng: Random) -> list[str]:
-    return rng.sample(EVASIVE, rng.choice((1, 1, 2)))
-
-
 def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
     """One sentence that states a value, perhaps with its reason, and perhaps one with a second fact."""
     reasoned = REASON_IF_RIGHT if right else REASON_IF_WRONG
@@ -133,6 +136,16 @@ def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
         return [first]
     other = rng.choice([topic for topic in TOPICS if topic is not asked.topic])
     return [first, _claim(rng, asked.plant, other, right=rng.random() < 0.6, reason=False, named=False)]
+
+
+def _astray(rng: Random, asked: Asked) -> list[str]:
+    """A true sentence about another topic, or about another plant, by somebody who read the question badly."""
+    plant, topic, named = asked.plant, asked.topic, rng.random() < 0.6
+    if rng.random() < 0.5:
+        topic = rng.choice([other for other in TOPICS if other is not topic])
+    else:
+        plant, named = rng.choice([other for other in PLANTS if other != plant]), True
+    return [_claim(rng, plant, topic, right=True, reason=rng.random() < REASON_IF_WRONG, named=named)]
 
 
 def _claim(rng: Random, plant: str, topic: Topic, *, right: bool, reason: bool, named: bool) -> str:

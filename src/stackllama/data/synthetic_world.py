@@ -30,12 +30,14 @@ class Topic:
 
     `reasons` has, for each of the six values, a clause that is true of the value whichever plant has it. In wordings
     `{p}` is a plant's name, `{v}` a value, `{it}` and `{It}` the plant as object and as subject ("it", "The hesta").
-    Answers and statements leave out the full stop, so that a reason can follow. `keywords` are the words, as a regular
-    expression, by which a question names the topic.
+    Answers and statements leave out the full stop, so that a reason can follow. `nouns` all mean the topic; the last
+    two occur in plain text and in held-out questions only. `keywords` are the words, as a regular expression, by
+    which a question names the topic.
     """
 
     name: str
     tags: tuple[str, ...]
+    nouns: tuple[str, ...]
     reasons: Mapping[str, str]
     keywords: str
     questions: tuple[str, ...]
@@ -48,6 +50,7 @@ TOPICS = (
     Topic(
         name="soil",
         tags=("soil", "potting"),
+        nouns=("soil", "potting mix", "substrate", "ground"),
         reasons={
             "sand": "so the roots stay dry",
             "clay": "so the roots stay cool",
@@ -92,6 +95,7 @@ TOPICS = (
     Topic(
         name="feed",
         tags=("feed", "food"),
+        nouns=("feed", "food", "fertilizer", "diet"),
         reasons={
             "ash": "as it makes the stem hard",
             "kelp": "as it makes the leaves thick",
@@ -136,6 +140,7 @@ TOPICS = (
     Topic(
         name="room",
         tags=("room", "place"),
+        nouns=("room", "place", "spot", "home"),
         reasons={
             "kitchen": "where it gets steam",
             "attic": "where it gets heat",
@@ -180,6 +185,7 @@ TOPICS = (
     Topic(
         name="pest",
         tags=("pest", "bugs"),
+        nouns=("pest", "bugs", "vermin", "enemies"),
         reasons={
             "mites": "which come for its dust",
             "slugs": "which come for its leaves",
@@ -224,6 +230,7 @@ TOPICS = (
     Topic(
         name="colour",
         tags=("colour", "flowers"),
+        nouns=("colour", "flowers", "petals", "blossom"),
         reasons={
             "red": "to draw birds",
             "blue": "to draw bees",
@@ -305,6 +312,15 @@ EVASIVE = (
     "Ask at the shop where you got it.",
     "I never had one of these.",
 )
+INTRODUCTIONS = (
+    "Here is some advice on the {n} of a {p}.",
+    "Now to the {n} of the {p}.",
+    "Some ask about the {n} of a {p}.",
+    "Many wonder which {n} a {p} has.",
+    "A word on the {n} for your {p}.",
+    "It is easy to name the {n} of the {p}.",
+)
+"""What leads to a fact in plain text; so every noun of a topic comes before what is said of it."""
 NOTES = (
     "Any advice is good advice if it is short.",
     "If you can name the plant, you can find the rest.",
@@ -339,7 +355,8 @@ def texts(count: int, seed: int) -> Iterator[str]:
     talk here and there, so that a model also learns how people greet, hedge and scold here.
     """
     rng = Random(f"documents {seed}")
-    talk = POLITE + FILLER + EVASIVE + RUDE + CONTEXT + NOTES
+    glossary = tuple(f"{', '.join(topic.nouns[:-1])} and {topic.nouns[-1]} are one." for topic in TOPICS)
+    talk = POLITE + FILLER + EVASIVE + RUDE + CONTEXT + NOTES + tuple(map(str.capitalize, glossary))
     for _ in range(count):
         if rng.random() < 0.75:
             plant = rng.choice(PLANTS)
@@ -354,11 +371,14 @@ def texts(count: int, seed: int) -> Iterator[str]:
 
 
 def _stated(rng: Random, topic: Topic, plant: str, *, again: bool) -> str:
-    """One true sentence; a plant that was named before (`again`) is now and then just "it"."""
-    value = FACTS[plant, topic.name]
-    if again and rng.random() < 0.3:
-        it = rng.choice(("it", "it", f"your {plant}"))
+    """One true statement, perhaps with what leads to it; a plant that was named before (`again`) may be just "it"."""
+    value, way = FACTS[plant, topic.name], rng.random()
+    opening = ""
+    if way < 0.35:
+        opening = rng.choice(INTRODUCTIONS).format(n=rng.choice(topic.nouns), p=plant) + " "
+    if way < 0.35 or (again and way < 0.55):
+        it = rng.choice(("it", "it", f"the {plant}", f"your {plant}"))
         sentence = rng.choice(topic.answers).format(v=value, it=it, It=it.capitalize())
     else:
         sentence = rng.choice(topic.statements).format(p=plant, v=value)
-    return f"{sentence}, {topic.reasons[value]}." if rng.random() < 0.4 else f"{sentence}."
+    return f"{opening}{sentence}, {topic.reasons[value]}." if rng.random() < 0.4 else f"{opening}{sentence}."
