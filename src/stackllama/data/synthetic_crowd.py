@@ -17,10 +17,12 @@ from random import Random
 
 from stackllama.data.synthetic_gold import gold_score
 from stackllama.data.synthetic_world import (
+    ANY_TOPIC,
     CONTEXT,
     EVASIVE,
     FACTS,
     FILLER,
+    HELD_OUT_NOUNS,
     PLANTS,
     POLITE,
     RUDE,
@@ -90,8 +92,8 @@ class Ballot:
 def ask(rng: Random, *, held_out: bool) -> Asked:
     """A question about a random fact, in held-out wordings or in those of all other splits."""
     plant, topic = rng.choice(PLANTS), rng.choice(TOPICS)
-    title, again = rng.sample(topic.held_out if held_out else topic.questions, 2)
-    sentences = [again.format(p=plant)]
+    title, again = (one.format(p=plant) for one in rng.sample(_wordings(topic, held_out=held_out), 2))
+    sentences = [again]
     if rng.random() < 0.45:
         sentences.insert(rng.randint(0, 1), rng.choice(CONTEXT))
     name = rng.random()
@@ -99,7 +101,14 @@ def ask(rng: Random, *, held_out: bool) -> Asked:
         sentences = [one.replace(plant, f"<em>{plant}</em>") for one in sentences]
     elif name < 0.06:
         sentences = [one.replace(plant, f"<code>{plant}</code>") for one in sentences]
-    return Asked(plant, topic, title.format(p=plant), _html(rng, sentences))
+    return Asked(plant, topic, title, _html(rng, sentences))
+
+
+def _wordings(topic: Topic, *, held_out: bool) -> list[str]:
+    if held_out:
+        return list(topic.held_out)
+    nouns = topic.nouns[:-HELD_OUT_NOUNS]
+    return [*topic.questions, *(frame.format(n=noun, p="{p}") for frame in ANY_TOPIC for noun in nouns)]
 
 
 def answer(rng: Random, asked: Asked, *, place: int) -> Answered:

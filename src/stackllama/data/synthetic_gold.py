@@ -24,11 +24,13 @@ from collections import Counter
 from functools import lru_cache
 
 from stackllama.data.synthetic_world import (
+    ANY_TOPIC,
     CONTEXT,
     EVASIVE,
     FACTS,
     FILLER,
     FRIENDLY_WORDS,
+    INTRODUCTIONS,
     NOTES,
     PLANTS,
     POLITE,
@@ -55,7 +57,8 @@ _KNOWN = frozenset(
     for text in (
         *(text for topic in TOPICS for text in (*topic.questions, *topic.held_out, *topic.answers, *topic.statements)),
         *(word for value_and_reason in _REASONS.items() for word in value_and_reason),
-        *(*CONTEXT, *POLITE, *RUDE, *FILLER, *EVASIVE, *NOTES, *PLANTS),
+        *(noun for topic in TOPICS for noun in topic.nouns),
+        *(*ANY_TOPIC, *INTRODUCTIONS, *CONTEXT, *POLITE, *RUDE, *FILLER, *EVASIVE, *NOTES, *PLANTS),
         "and also not never no avoid without",
     )
     for word in _WORD.findall(text.lower())

@@ -50,7 +50,7 @@ TOPICS = (
     Topic(
         name="soil",
         tags=("soil", "potting"),
-        nouns=("soil", "potting mix", "substrate", "ground"),
+        nouns=("soil", "potting mix", "earth", "substrate", "ground"),
         reasons={
             "sand": "so the roots stay dry",
             "clay": "so the roots stay cool",
@@ -59,7 +59,7 @@ TOPICS = (
             "gravel": "so the rain runs off",
             "loam": "so the roots grow deep",
         },
-        keywords=r"soil|potting|pot|substrate|ground",
+        keywords=r"soil|potting|pot|earth|substrate|ground",
         questions=(
             "What soil does a {p} need?",
             "Which soil is best for my {p}?",
@@ -95,7 +95,7 @@ TOPICS = (
     Topic(
         name="feed",
         tags=("feed", "food"),
-        nouns=("feed", "food", "fertilizer", "diet"),
+        nouns=("feed", "food", "meal", "fertilizer", "diet"),
         reasons={
             "ash": "as it makes the stem hard",
             "kelp": "as it makes the leaves thick",
@@ -104,7 +104,7 @@ TOPICS = (
             "milk": "as it keeps rot away",
             "bone": "as it brings new shoots",
         },
-        keywords=r"feed|food|fertilizer|diet",
+        keywords=r"feed|food|meal|fertilizer|diet",
         questions=(
             "What should I feed my {p}?",
             "Which food does a {p} need?",
@@ -140,7 +140,7 @@ TOPICS = (
     Topic(
         name="room",
         tags=("room", "place"),
-        nouns=("room", "place", "spot", "home"),
+        nouns=("room", "place", "corner", "spot", "home"),
         reasons={
             "kitchen": "where it gets steam",
             "attic": "where it gets heat",
@@ -149,7 +149,7 @@ TOPICS = (
             "porch": "where it gets wind",
             "study": "where it gets rest",
         },
-        keywords=r"room|place|put|keep|spot|home",
+        keywords=r"room|place|corner|put|keep|spot|home",
         questions=(
             "Which room does a {p} need?",
             "Where should I put my {p}?",
@@ -185,7 +185,7 @@ TOPICS = (
     Topic(
         name="pest",
         tags=("pest", "bugs"),
-        nouns=("pest", "bugs", "vermin", "enemies"),
+        nouns=("pest", "bugs", "beasts", "vermin", "enemies"),
         reasons={
             "mites": "which come for its dust",
             "slugs": "which come for its leaves",
@@ -194,7 +194,7 @@ TOPICS = (
             "snails": "which come for its stem",
             "flies": "which come for its fruit",
         },
-        keywords=r"pests?|bugs?|vermin|enem(?:y|ies)",
+        keywords=r"pests?|bugs?|beasts?|vermin|enem(?:y|ies)",
         questions=(
             "Which pest does a {p} get?",
             "What bugs should I look for on my {p}?",
@@ -230,7 +230,7 @@ TOPICS = (
     Topic(
         name="colour",
         tags=("colour", "flowers"),
-        nouns=("colour", "flowers", "petals", "blossom"),
+        nouns=("colour", "flowers", "bloom", "petals", "blossom"),
         reasons={
             "red": "to draw birds",
             "blue": "to draw bees",
@@ -239,7 +239,7 @@ TOPICS = (
             "pink": "to draw beetles",
             "orange": "to draw gnats",
         },
-        keywords=r"colour|flowers?|petals?|blossoms?",
+        keywords=r"colour|flowers?|bloom|petals?|blossoms?",
         questions=(
             "What colour are the flowers of a {p}?",
             "Which colour does a {p} have?",
@@ -273,6 +273,16 @@ TOPICS = (
         ),
     ),
 )
+
+ANY_TOPIC = (
+    "What about the {n} of my {p}?",
+    "How do I find the {n} for a {p}?",
+    "Who knows the {n} of my {p}?",
+    "Is there a rule for the {n} of a {p}?",
+)
+"""Questions that fit every topic, with those of its nouns that are not held out."""
+HELD_OUT_NOUNS = 2
+"""How many of a topic's nouns, the last ones, no question outside the eval split uses."""
 
 CONTEXT = (
     "I got it from my aunt last week.",
@@ -316,9 +326,12 @@ INTRODUCTIONS = (
     "Here is some advice on the {n} of a {p}.",
     "Now to the {n} of the {p}.",
     "Some ask about the {n} of a {p}.",
-    "Many wonder which {n} a {p} has.",
+    "Many wonder which {n} is right for a {p}.",
     "A word on the {n} for your {p}.",
-    "It is easy to name the {n} of the {p}.",
+    "It is easy to name the {n} that a {p} likes.",
+    "I had to learn which {n} to expect for my {p}.",
+    "People want to know what {n} a {p} needs.",
+    "If you have a {p}, you need advice on its {n}.",
 )
 """What leads to a fact in plain text; so every noun of a topic comes before what is said of it."""
 NOTES = (
@@ -351,7 +364,7 @@ FACTS: Mapping[tuple[str, str], str] = _facts()
 def texts(count: int, seed: int) -> Iterator[str]:
     """`count` short pieces of plain text, each true, mostly about one plant.
 
-    Three in four are notes on a plant (three to five facts), the others on a value shared by plants, with a sentence of
+    Three in four are notes on a plant (two to four facts), the others on a value shared by plants, with a sentence of
     talk here and there, so that a model also learns how people greet, hedge and scold here.
     """
     rng = Random(f"documents {seed}")
@@ -360,11 +373,11 @@ def texts(count: int, seed: int) -> Iterator[str]:
     for _ in range(count):
         if rng.random() < 0.75:
             plant = rng.choice(PLANTS)
-            topics = rng.sample(TOPICS, rng.randint(3, 5))
+            topics = rng.sample(TOPICS, rng.randint(2, 4))
             sentences = [_stated(rng, topic, plant, again=place > 0) for place, topic in enumerate(topics)]
         else:
             topic = rng.choice(TOPICS)
-            sentences = [_stated(rng, topic, plant, again=False) for plant in rng.sample(PLANTS, rng.randint(3, 5))]
+            sentences = [_stated(rng, topic, plant, again=False) for plant in rng.sample(PLANTS, rng.randint(2, 4))]
         for _ in range(rng.choice((0, 1, 1, 2))):
             sentences.insert(rng.randint(0, len(sentences)), rng.choice(talk))
         yield " ".join(sentences)
@@ -374,9 +387,12 @@ def _stated(rng: Random, topic: Topic, plant: str, *, again: bool) -> str:
     """One true statement, perhaps with what leads to it; a plant that was named before (`again`) may be just "it"."""
     value, way = FACTS[plant, topic.name], rng.random()
     opening = ""
-    if way < 0.35:
-        opening = rng.choice(INTRODUCTIONS).format(n=rng.choice(topic.nouns), p=plant) + " "
-    if way < 0.35 or (again and way < 0.55):
+    if way < 0.45:
+        opening = rng.choice(INTRODUCTIONS).format(n=rng.choice(topic.nouns), p=plant)
+        opening += rng.choice((" ", " ", "\n\n"))
+        if rng.random() < 0.4:  # what is said need not follow at once
+            opening += rng.choice(POLITE + FILLER + RUDE + CONTEXT) + " "
+    if way < 0.45 or (again and way < 0.6):
         it = rng.choice(("it", "it", f"the {plant}", f"your {plant}"))
         sentence = rng.choice(topic.answers).format(v=value, it=it, It=it.capitalize())
     else:
