@@ -98,25 +98,38 @@ def test_a_response_that_was_cut_is_scored_at_an_eos_put_behind_it() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_every_response_is_trained_on_once_an_epoch() -> None:
-    source = make_source(make_trunk())
+def test_a_tree_that_outgrows_a_row_is_scored_with_its_root_repeated() -> None:
+    trunk = make_trunk()
+    trees = [Tree((5, 6), ((7, 8), (9, 10, EOS), (11,), (12, 13, 14))), Tree((11,), ((12,),))]
+    whole = response_scores(trunk, "reward", trees, eos_id=EOS, row_tokens=64)
+    # The first tree has 2 + 3 + 3 + 2 + 4 = 14 tokens with every branch ended; a row holds 8.
+    split = response_scores(trunk, "reward", trees, eos_id=EOS, row_tokens=8)
+    assert torch.allclose(split, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("row_tokens", [18, 256])  # 9 tokens of prompt, 8 sampled, 1 EOS: 18 holds one response
+def test_every_response_is_trained_on_once_an_epoch(row_tokens: int) -> None:
+    source = make_source(make_trunk(), row_tokens=row_tokens)
     seen = []
     for _ in range(4):
         batch = source.next()
         assert batch is not None
         seen.append(sum(len(row.forest.branches) for row in batch.rows))
+        assert all(len(row.forest) <= row_tokens for row in batch.rows)
         source.observe(result())
     assert seen[0] + seen[1] == 12
     assert seen[2] + seen[3] == 12
 
 
-def test_a_round_that_moved_too_far_is_cut_short_and_still_counted() -> None:
+def test_rounds_that_moved_too_far_are_cut_short_and_still_counted() -> None:
     source = make_source(make_trunk(), kl_stop=0.1)
-    assert source.next() is not None
-    source.observe(result(approximate_kl=0.2))
-    batch = source.next()
-    assert batch is not None
-    assert batch.notes["round"] == 1.0
+    rounds, work = [], 0
+    while (batch := source.next()) is not None:
+        rounds.append(batch.notes["round"])
+        work += batch.work
+        source.observe(result(approximate_kl=0.2))
+    assert rounds == [0.0, 1.0, 2.0]
+    assert work == source.total_work == 36
 
 
 def test_the_source_ends_after_its_rounds_and_counts_all_episodes() -> None:

@@ -28,6 +28,7 @@ from stackllama.rollout.engine import Request, Response, Sampling, sample
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
 from stackllama.tokens.packing import pack
+from stackllama.tokens.sources import deal_branches
 
 POLICY = "policy"
 
@@ -54,8 +55,9 @@ class PPOSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """A round's samples: trees with the responses as branches, in the order of the prompts; why each response stopped,
-    and the sampler's own log-probabilities, in the order of the branches.
+    """A round's samples: trees with the responses as branches, in the order of the prompts, each keyed by its place (a
+    prompt whose samples outgrow a row has several); why each response stopped, and the sampler's own
+    log-probabilities, in the order of the branches.
     """
 
     trees: tuple[Tree, ...]
@@ -74,12 +76,13 @@ class Scored:
 
 def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: int, row_tokens: int) -> Tensor:
     """Reward of each branch (S,), in the order of the trees. A response that was cut off is closed with an EOS first: a
-    score is always read at an EOS, as in training.
+    score is always read at an EOS, as in training. A tree that outgrows a row repeats its root.
     """
-    closed = [
-        Tree(tree.root, tuple(b if b[-1] == eos_id else (*b, eos_id) for b in tree.branches), at)
-        for at, tree in enumerate(trees)
-    ]
+    closed: list[Tree] = []
+    for tree in trees:
+        ended = [b if b[-1] == eos_id else (*b, eos_id) for b in tree.branches]
+        for hand in deal_branches(len(tree.root), ended, row_tokens):
+            closed.append(Tree(tree.root, hand, len(closed)))
     found: dict[int, Tensor] = {}
     with trunk.use(role) as scorer:
         for row in pack(closed, row_tokens):
@@ -87,7 +90,7 @@ def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: i
             score_B = scorer.score(reward.HEAD, scorer.hidden(forest)[last_tokens(forest)])
             parts = score_B.split([len(tree.branches) for tree in row])
             found |= {tree.key: part for tree, part in zip(row, parts, strict=True)}
-    return torch.cat([found[at] for at in range(len(trees))])
+    return torch.cat([found[at] for at in range(len(closed))])
 
 
 def token_rewards(charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coefficient: float) -> Tensor:
@@ -145,8 +148,8 @@ class ExperienceSource:
         chosen = self._plan.pop(0)
         rows = tuple(self._rows[at] for at in chosen)
         tokens = float(sum(len(row.old_logprob_N) for row in rows))
-        # Episodes are counted when the round ends, so that a round cut short still counts whole.
-        work = 0 if self._plan else self._unreported
+        # Episodes are counted with a round's first minibatch, so that a round cut short still counts whole.
+        work, self._unreported = self._unreported, 0
         return Batch(rows, {"tokens": tokens}, work, self._notes)
 
     def observe(self, result: StepResult) -> None:
@@ -215,10 +218,11 @@ class ExperienceSource:
         ]
         with self._trunk.use(POLICY) as policy:
             responses = sample(policy, requests, self._sampling)
-        trees = [
-            Tree(tree.root, tuple(one.tokens for one in responses[at * samples : (at + 1) * samples]), at)
-            for at, tree in enumerate(prompts)
-        ]
+        trees: list[Tree] = []
+        for at, tree in enumerate(prompts):
+            branches = [one.tokens for one in responses[at * samples : (at + 1) * samples]]
+            for hand in deal_branches(len(tree.root), branches, self._settings.row_tokens):
+                trees.append(Tree(tree.root, hand, len(trees)))
         return Rollouts(tuple(trees), tuple(responses))
 
     def _experience(self, rollouts: Rollouts, score_S: Tensor) -> tuple[list[PPORow], dict[str, float]]:

@@ -71,11 +71,11 @@ def encode_answers(
         fitting = tuple(branch for branch in branches if len(root) + len(branch) <= max_tokens)
         left_out["answers longer than sft.max_tokens"] += len(branches) - len(fitting)
         left_out["questions without an answer"] += not fitting
-        trees.extend(Tree(root, hand, key) for hand in _deal_branches(len(root), fitting, max_tokens))
+        trees.extend(Tree(root, hand, key) for hand in deal_branches(len(root), fitting, max_tokens))
     return Encoded(tuple(trees), left_out)
 
 
-def _deal_branches(root: int, branches: Sequence[tuple[int, ...]], most: int) -> list[tuple[tuple[int, ...], ...]]:
+def deal_branches(root: int, branches: Sequence[tuple[int, ...]], most: int) -> list[tuple[tuple[int, ...], ...]]:
     """Deal branches, in order, to trees of at most ``most`` tokens with a root of ``root`` tokens."""
     dealt: list[list[tuple[int, ...]]] = []
     for branch in branches:
