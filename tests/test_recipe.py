@@ -131,6 +131,10 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "sft: {max_tokens: 9000}\ncompute: {row_tokens: 9000}", ["sft.tokens_per_step = 8192"]),
         (SMALL + "sft: {max_tokens: 2049}", ["compute.row_tokens = 2048", "at least 2049"]),
         (SMALL + "reward: {max_answer_tokens: 769}", ["at least 2050"]),  # 512 + 2 * 769
+        (SMALL + "ppo: {max_prompt_tokens: 1920}", ["ppo.max_prompt_tokens", "at least 2049"]),  # 1920 + 128 + an EOS
+        (SMALL + "evaluate: {max_new_tokens: 1536}", ["evaluate.max_new_tokens", "at least 2049"]),  # 512 + 1536 + 1
+        (SMALL + "ppo: {kl: {coefficient: 0}}", ["ppo.kl.coefficient = 0", "ppo.kl.controller to fixed"]),
+        (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
         (SMALL + "base: 3m", ["sft.method must be full"]),
     ],
 )

@@ -276,10 +276,15 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         f"sft.max_tokens = {sft.max_tokens}": sft.max_tokens,
         f"reward.max_question_tokens + 2 * reward.max_answer_tokens = {reward.max_question_tokens} + 2 * "
         f"{reward.max_answer_tokens}": reward.max_question_tokens + 2 * reward.max_answer_tokens,
-        f"ppo.max_prompt_tokens + ppo.max_new_tokens = {ppo.max_prompt_tokens} + {ppo.max_new_tokens}": (
-            ppo.max_prompt_tokens + ppo.max_new_tokens
+        # An answer that is cut off gets one more token before it is scored, its EOS.
+        f"ppo.max_prompt_tokens + ppo.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {ppo.max_new_tokens} + 1": (
+            ppo.max_prompt_tokens + ppo.max_new_tokens + 1
         ),
     }
+    sampled = recipe.evaluate.max_new_tokens
+    if sampled is not None:
+        text = f"ppo.max_prompt_tokens + evaluate.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {sampled} + 1"
+        rows[text] = ppo.max_prompt_tokens + sampled + 1
     for text, tokens in rows.items():
         if tokens > row:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
@@ -291,8 +296,22 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if ppo.whiten and ppo.prompts_per_step * ppo.samples_per_prompt < 2:
         yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
+    yield from _kl_contradictions(ppo)
     if is_size(recipe.base.model) and sft.method == "lora":
         yield f"base.model = {recipe.base.model} starts from random weights: sft.method must be full, not lora"
+
+
+def _kl_contradictions(ppo: PPO) -> Iterator[str]:
+    if ppo.kl.controller == "fixed":
+        return
+    if ppo.kl.coefficient == 0:
+        yield "ppo.kl.coefficient = 0 can never be adapted: set it above 0, or ppo.kl.controller to fixed"
+    episodes = ppo.prompts_per_step * ppo.samples_per_prompt
+    if episodes >= 5 * ppo.kl.horizon:  # one update at the largest error of 0.2 would turn the coefficient negative
+        yield (
+            f"ppo.kl.horizon = {ppo.kl.horizon:g} is too short for ppo.prompts_per_step * ppo.samples_per_prompt = "
+            f"{episodes} episodes a step; make it more than {episodes / 5:g}"
+        )
 
 
 def _data_contradictions(recipe: Recipe) -> Iterator[str]:
