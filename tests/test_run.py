@@ -133,6 +133,9 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
         "sft",
         "data",
     )
+    # Keys of the evaluate section that earlier stages read: their numbers stand in the summary as well.
+    assert first_touched("evaluate.perplexity_answers") == "sft"
+    assert {first_touched("evaluate.resamples"), first_touched("evaluate.confidence")} == {"reward"}
 
 
 def test_differing_keys_are_dotted(tmp_path: Path) -> None:

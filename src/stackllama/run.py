@@ -43,8 +43,15 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """What a stage is made from; `evaluate` of a recipe without PPO does not exist."""
 
-FIRST_TOUCHED = {"seed": "data", "base": "sft", "compute.dtype": "sft", "compute.row_tokens": "sft"} | {
-    stage: stage for stage in STAGES
+FIRST_TOUCHED = {
+    "seed": "data",
+    "base": "sft",
+    "compute.dtype": "sft",
+    "compute.row_tokens": "sft",
+    "evaluate.perplexity_answers": "sft",
+    "evaluate.resamples": "reward",
+    "evaluate.confidence": "reward",
+    **{stage: stage for stage in STAGES},
 }
 """First stage that a key, or any key of a section, changes. Keys that are not here change nothing that is kept."""
 
