@@ -128,7 +128,18 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "words", [["nope"], ["run"], ["report", "--bad"], ["recipe"], ["chat", "x", "--stage", "judge"]]
+    "words",
+    [
+        ["nope"],
+        ["run"],
+        ["report", "--bad"],
+        ["recipe"],
+        ["chat", "x", "--stage", "judge"],
+        ["chat", "x", "--max-new-tokens", "0"],
+        ["chat", "x", "--max-new-tokens=-3"],
+        ["chat", "x", "--seed=-1"],
+        ["chat", "x", "--seed", str(2**64)],
+    ],
 )
 def test_what_argparse_refuses_ends_with_code_2(words: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -8,7 +8,7 @@ Left out on purpose: an option for each key of the recipe; docs/recipe.md lists 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stackllama.errors import RecipeError
@@ -132,6 +132,18 @@ def _add_recipe_command(
     parser.add_argument("--allow-truncated", action="store_true", help="use a dump that breaks off, up to its last row")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """A converter for argparse: whole numbers of 64 bits from `least` on."""
+
+    def number(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() else -1
+        if not least <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+        return value
+
+    return number
+
+
 def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart, or its name")
 
@@ -139,8 +151,10 @@ def _run_option(parser: argparse.ArgumentParser) -> None:
 def _chat_options(parser: argparse.ArgumentParser) -> None:
     _run_option(parser)
     parser.add_argument("--stage", choices=("sft", "ppo"), default="ppo", help="whose weights (default: ppo)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--max-new-tokens", type=_at_least(1), default=256, metavar="N", help="longest answer (default: 256)"
+    )
     parser.add_argument("--question", metavar="TEXT", help="answer this one question and end")
 
 
