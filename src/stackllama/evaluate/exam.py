@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllama.data.posts import Question
+from stackllama.errors import DataError
 from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition
 from stackllama.evaluate.statistics import Interval, interval, paired_difference, wins
 from stackllama.model.roles import REFERENCE, Trunk
@@ -66,7 +67,15 @@ def compare_policies(
 
     prompts: roots keyed by their question's place. gold: truth in [0, 1] of (question, answer), where a community has
     it; it is reported and used for nothing else.
+
+    Raises:
+        DataError: for fewer than two prompts, which no interval can be made of.
     """
+    if len(prompts) < 2:
+        raise DataError(
+            f"{len(prompts)} held-out prompts are short enough to be answered, at least 2 are needed; raise "
+            "ppo.max_prompt_tokens or data.splits.eval, or give more data"
+        )
     shown = [question_text(questions[tree.key].title if titles else "", questions[tree.key].text) for tree in prompts]
     sat: dict[str, _Sat] = {}
     for name, role in (("sft", REFERENCE), ("ppo", POLICY)):

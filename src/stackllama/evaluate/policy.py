@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stackllama.errors import DataError
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives.masked import sum_per_sequence
 from stackllama.rollout.engine import Request, Response, Sampling, sample
@@ -40,7 +41,16 @@ class Answered:
 
 
 def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bool, row_tokens: int) -> float:
-    """Exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents)."""
+    """Exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents).
+
+    Raises:
+        DataError: when there is no tree.
+    """
+    if not trees:
+        raise DataError(
+            "no held-out text is short enough for a perplexity; raise sft.max_tokens or data.splits.eval, or give more "
+            "data"
+        )
     total, count = 0.0, 0
     with trunk.use(role) as reader:
         for packed in pack(trees, row_tokens):

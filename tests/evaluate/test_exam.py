@@ -1,0 +1,89 @@
+"""The policy's exam: equal policies tie, different ones are told apart the right way round, too little is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import stackllama.model.attention  # noqa: F401  (registers "forest")
+from stackllama.data.posts import Attribution, Question
+from stackllama.errors import DataError
+from stackllama.evaluate.exam import Comparison, compare_policies
+from stackllama.evaluate.policy import perplexity
+from stackllama.model.random_init import random_llama
+from stackllama.model.roles import REFERENCE, LoRA, Trunk
+from stackllama.objectives import reward
+from stackllama.rollout.engine import Sampling
+from stackllama.rollout.experience import POLICY
+from stackllama.tokens.sources import encode_prompts
+from stackllama.tokens.tokenizer import Tokenizer
+
+WHO = Attribution("https://example/q/1", "Ann", 1, None, "CC BY-SA 4.0")
+QUESTIONS = [Question("example", at, "", f"What is {at}?", (), 0, "2020-01-01", WHO, ()) for at in range(6)]
+TOKENIZER = Tokenizer.train(["What is it? It is 1, 2 or 3."], 300)
+SETTINGS: dict[str, Any] = {"titles": True, "row_tokens": 256, "side_by_side": 4, "resamples": 200, "confidence": 0.9}
+
+
+def make_trunk(*, moved: float) -> Trunk:
+    """A trunk with all roles; the policy's adapter stands `moved` away from the reference."""
+    model = random_llama("0.1m", TOKENIZER, seed=0, dtype=torch.float32, attention="forest")
+    trunk = Trunk(model, precision=torch.float32)
+    for seed, role in enumerate((POLICY, "reward", "judge")):
+        trunk.add_adapter(role, LoRA(4, 8.0, 0.0, ("q_proj", "up_proj")), seed=seed)
+    for parameter in trunk.trainable(POLICY).values():
+        parameter.data += moved * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+    for seed, role in enumerate(("reward", "judge")):
+        trunk.add_head(role, reward.HEAD, spread=0.3, seed=seed)
+    return trunk
+
+
+def sit(trunk: Trunk, prompts: int = 6) -> Comparison:
+    encoded = encode_prompts(TOKENIZER, QUESTIONS, titles=True, max_tokens=64).items[:prompts]
+    how = Sampling(seed=3, max_new_tokens=12, eos_id=TOKENIZER.eos_id)
+    return compare_policies(
+        trunk, TOKENIZER, QUESTIONS, encoded, how, gold=lambda question, answer: len(answer) / 100, seed=0, **SETTINGS
+    )
+
+
+def test_a_policy_that_is_the_reference_ties_in_everything() -> None:
+    found = sit(make_trunk(moved=0.0)).summary
+    assert (found["ppo"]["kl"], found["ppo"]["win_rate"], found["ppo"]["win_rate_training_reward"]) == (0.0, 0.5, 0.5)
+    for name in ("reward", "judge", "length"):
+        assert found["ppo"][f"{name}_before"] == found["ppo"][f"{name}_after"]
+    assert (found["gold"]["difference"], found["gold"]["low"], found["gold"]["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_after_is_the_policy_and_before_is_the_sft_model() -> None:
+    trunk = make_trunk(moved=0.5)
+    found = sit(trunk)
+    assert found.summary["ppo"]["prompts"] == 6
+    assert found.summary["ppo"]["kl"] > 0
+    assert found.summary["ppo"]["reward_after"] == found.policies["ppo"]["reward"]
+    assert found.summary["ppo"]["reward_before"] == found.policies["sft"]["reward"]
+    assert found.summary["gold"]["sft"] == found.policies["sft"]["gold"]
+    assert len(found.samples) == 4
+    for sample, question in zip(found.samples, QUESTIONS, strict=False):
+        assert sample["question"] == question.text
+        before, after = sample["answers"]
+        assert (before["role"], after["role"]) == ("sft", "ppo")
+        assert after["gold"] == len(after["text"]) / 100
+
+
+def test_the_win_rate_is_the_judges_and_counts_wins_of_the_policy() -> None:
+    found = sit(make_trunk(moved=0.5), prompts=4)
+    for name, scorer in (("win_rate", "judge"), ("win_rate_training_reward", "reward")):
+        pairs = [[answer[scorer] for answer in sample["answers"]] for sample in found.samples]
+        assert found.summary["ppo"][name] == sum(after > before for before, after in pairs) / 4
+
+
+def test_fewer_than_two_prompts_are_refused_with_what_to_change() -> None:
+    for prompts in (0, 1):
+        with pytest.raises(DataError, match=rf"{prompts} held-out prompts .* raise ppo\.max_prompt_tokens"):
+            sit(make_trunk(moved=0.0), prompts=prompts)
+
+
+def test_a_perplexity_of_nothing_is_refused_with_what_to_change() -> None:
+    with pytest.raises(DataError, match=r"raise sft\.max_tokens or data\.splits\.eval"):
+        perplexity(make_trunk(moved=0.0), REFERENCE, [], everything=False, row_tokens=64)
