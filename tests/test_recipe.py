@@ -143,6 +143,13 @@ def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[
     assert [word for word in words if word not in message] == []
 
 
+def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:
+    text = "data: {source: embedded-text}\nsft: {loss_on: all, max_tokens: 256}\ncompute: {row_tokens: 256}\n"
+    path = tmp_path / "plain.yaml"
+    path.write_text(text + "ppo: {minibatches: 5}\n", encoding="utf-8")
+    assert load_recipe(path).stages == ("data", "sft")
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert len(problem(tmp_path, SMALL + "seed: -1\nppo: {clip: 2, nope: 1}").splitlines()) == 3
 

@@ -264,30 +264,45 @@ def is_size(model: str) -> bool:
 
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
-    """Each pair of settings that cannot both hold: the keys, their values, and what to change."""
+    """Each pair of settings that cannot both hold: the keys, their values, and what to change.
+
+    Sections of stages that the recipe does not have are not looked at.
+    """
     yield from _data_contradictions(recipe)
-    sft, reward, ppo, row = recipe.sft, recipe.reward, recipe.ppo, recipe.compute.row_tokens
+    sft, row = recipe.sft, recipe.compute.row_tokens
     if sft.max_tokens > sft.tokens_per_step:
         yield (
             f"sft.max_tokens = {sft.max_tokens} is more than sft.tokens_per_step = {sft.tokens_per_step}: "
             "a document has to fit in a step; raise tokens_per_step or lower max_tokens"
         )
-    rows = {
-        f"sft.max_tokens = {sft.max_tokens}": sft.max_tokens,
-        f"reward.max_question_tokens + 2 * reward.max_answer_tokens = {reward.max_question_tokens} + 2 * "
-        f"{reward.max_answer_tokens}": reward.max_question_tokens + 2 * reward.max_answer_tokens,
-        # An answer that is cut off gets one more token before it is scored, its EOS.
-        f"ppo.max_prompt_tokens + ppo.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {ppo.max_new_tokens} + 1": (
-            ppo.max_prompt_tokens + ppo.max_new_tokens + 1
-        ),
-    }
-    sampled = recipe.evaluate.max_new_tokens
-    if sampled is not None:
-        text = f"ppo.max_prompt_tokens + evaluate.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {sampled} + 1"
-        rows[text] = ppo.max_prompt_tokens + sampled + 1
-    for text, tokens in rows.items():
+    for text, tokens in _longest_texts(recipe).items():
         if tokens > row:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
+    if "ppo" in recipe.stages:
+        yield from _ppo_contradictions(recipe.ppo)
+    if is_size(recipe.base.model) and sft.method == "lora":
+        yield f"base.model = {recipe.base.model} starts from random weights: sft.method must be full, not lora"
+
+
+def _longest_texts(recipe: Recipe) -> dict[str, int]:
+    """Tokens of the longest text that each stage may put in a row, by the settings that allow it."""
+    sft, reward, ppo, sampled = recipe.sft, recipe.reward, recipe.ppo, recipe.evaluate.max_new_tokens
+    texts = {f"sft.max_tokens = {sft.max_tokens}": sft.max_tokens}
+    if "reward" in recipe.stages:
+        asked, answered = reward.max_question_tokens, reward.max_answer_tokens
+        text = f"reward.max_question_tokens + 2 * reward.max_answer_tokens = {asked} + 2 * {answered}"
+        texts[text] = asked + 2 * answered
+    if "ppo" in recipe.stages:
+        # An answer that is cut off gets one more token before it is scored, its EOS.
+        text = f"ppo.max_prompt_tokens + ppo.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {ppo.max_new_tokens} + 1"
+        texts[text] = ppo.max_prompt_tokens + ppo.max_new_tokens + 1
+        if sampled is not None:
+            text = f"ppo.max_prompt_tokens + evaluate.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {sampled} + 1"
+            texts[text] = ppo.max_prompt_tokens + sampled + 1
+    return texts
+
+
+def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
     if ppo.prompts_per_step % ppo.minibatches:
         allowed = [n for n in range(1, ppo.prompts_per_step + 1) if ppo.prompts_per_step % n == 0]
         yield (
@@ -296,12 +311,6 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if ppo.whiten and ppo.prompts_per_step * ppo.samples_per_prompt < 2:
         yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
-    yield from _kl_contradictions(ppo)
-    if is_size(recipe.base.model) and sft.method == "lora":
-        yield f"base.model = {recipe.base.model} starts from random weights: sft.method must be full, not lora"
-
-
-def _kl_contradictions(ppo: PPO) -> Iterator[str]:
     if ppo.kl.controller == "fixed":
         return
     if ppo.kl.coefficient == 0:
