@@ -41,8 +41,8 @@ def write_splits(
     """Pair the questions, assign each to its split, write the store in `folder`; gives what was kept or dropped, by
     reason.
 
-    `ledger` is the file that remembers assignments; it is made where it is missing. Raises DataError for a dump without
-    a usable pair or a split that stays empty, RunError where the disk refuses.
+    `ledger` is the file that remembers assignments; it is made where it is missing. A split may stay empty: the
+    stage that needs it says so. Raises DataError for a dump without a usable pair, RunError where the disk refuses.
     """
     paired, counts = pair_questions(questions, max_pairs=max_pairs)
     past = Ledger.load(ledger)
