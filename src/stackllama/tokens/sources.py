@@ -242,7 +242,10 @@ def _cut(order: Sequence[int], sizes: Sequence[int], per_step: int) -> list[list
 
 
 class PlannedSource(Generic[ItemT, RowT]):
-    """Batches of a planned order. ``make_batch`` turns a step's items into a batch; the state is a place."""
+    """Batches of a planned order. ``make_batch`` turns a step's items into a batch; the state is a place.
+
+    limits: the settings that may have left every item out.
+    """
 
     def __init__(
         self,
@@ -252,10 +255,11 @@ class PlannedSource(Generic[ItemT, RowT]):
         *,
         unit: str,
         total_work: int,
+        limits: str,
     ) -> None:
         if not items:
             raise DataError(
-                f"nothing to train on: no item with {unit} fits the limits; see the counts of what was left out"
+                f"nothing to train on: the split holds no text within {limits}; raise it, or give more data"
             )
         self.unit = unit
         self.total_work = total_work
@@ -315,7 +319,7 @@ def sft_source(
         [len(tree) for tree in trees], per_step=tokens_per_step, epochs=epochs, max_steps=max_steps, seed=seed
     )
     total = sum(len(trees[at]) for step in plan for at in step)
-    return PlannedSource(trees, plan, make, unit="tokens", total_work=total)
+    return PlannedSource(trees, plan, make, unit="tokens", total_work=total, limits="sft.max_tokens")
 
 
 def reward_source(
@@ -339,4 +343,5 @@ def reward_source(
         return Batch(rows, {"questions": float(len(chosen))}, len(chosen), {"questions": float(len(chosen))})
 
     plan = plan_steps([1] * len(questions), per_step=questions_per_step, epochs=epochs, max_steps=max_steps, seed=seed)
-    return PlannedSource(questions, plan, make, unit="questions", total_work=sum(map(len, plan)))
+    limits = "reward.max_question_tokens and reward.max_answer_tokens"
+    return PlannedSource(questions, plan, make, unit="questions", total_work=sum(map(len, plan)), limits=limits)
