@@ -135,7 +135,9 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     )
     # Keys of the evaluate section that earlier stages read: their numbers stand in the summary as well.
     assert first_touched("evaluate.perplexity_answers") == "sft"
-    assert {first_touched("evaluate.resamples"), first_touched("evaluate.confidence")} == {"reward"}
+    assert {first_touched("evaluate.resamples"), first_touched("evaluate.confidence")} == {"sft"}
+    # A stage that trains in full makes the trunk fp32 for all.
+    assert {first_touched("reward.method"), first_touched("ppo.method")} == {"sft"}
 
 
 def test_differing_keys_are_dotted(tmp_path: Path) -> None:

@@ -16,19 +16,28 @@ import torch
 
 from stackllama.data import store
 from stackllama.data.posts import Question
-from stackllama.errors import ModelError
-from stackllama.files import digest_folder
-from stackllama.model.folder import load_model
+from stackllama.environment import processor_features
+from stackllama.errors import DataError, ModelError
+from stackllama.files import digest_file, digest_folder
+from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives import kl
 from stackllama.objectives.base import Objective
-from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
+from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.rollout.experience import PPOSettings
 from stackllama.run import Run, available_threads
 from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
-from stackllama.tokens.sources import Encoded, PairedTree, encode_answers, encode_documents, encode_pairs
+from stackllama.tokens.sources import (
+    Encoded,
+    PairedTree,
+    encode_answers,
+    encode_documents,
+    encode_pairs,
+    encode_prompts,
+)
+from stackllama.tokens.template import FINGERPRINT
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.guard import Guard
 from stackllama.train.loop import Loop, Settings
@@ -36,6 +45,9 @@ from stackllama.train.metrics import JsonlLog
 from stackllama.train.optim import learning_rate_at, make_optimizer
 
 RowT = TypeVar("RowT")
+
+BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Features of processors that multiply bf16 in hardware; without them bf16 is emulated, and slower than fp32."""
 
 FINAL = "final"
 FROZEN = "frozen"
@@ -60,8 +72,7 @@ def precision(recipe: Recipe) -> torch.dtype:
     """Type of the matrix products: bf16 where asked for, or where the processor multiplies it in hardware."""
     asked = recipe.compute.dtype
     if asked == "auto":
-        fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if BF16_FEATURES & set(processor_features()) else torch.float32
     return torch.bfloat16 if asked == "bfloat16" else torch.float32
 
 
@@ -75,6 +86,63 @@ def stage_seed(recipe: Recipe, stage: str) -> int:
     """A seed for one purpose, different for each and fixed by the recipe's."""
     digest = hashlib.blake2b(f"{recipe.seed}/{stage}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def source_hashes(recipe: Recipe) -> dict[str, str]:
+    """Source -> hash of the dump's bytes; a source that is generated is named by the recipe alone."""
+    if recipe.data.source in ((EMBEDDED,), (EMBEDDED_TEXT,)):
+        return {}
+    paths = {source: Path(source) for source in recipe.data.source}
+    return {
+        source: digest_folder(path) if path.is_dir() else digest_file(path)
+        for source, path in paths.items()
+        if path.exists()  # what is missing is told by the reader, in better words
+    }
+
+
+def base_hashes(base: LoadedBase) -> dict[str, str]:
+    """What SFT starts from: hashes of the weights, the tokenizer and the template."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(base.model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return {"base": weights.hexdigest(), "tokenizer": base.tokenizer.fingerprint, "template": FINGERPRINT}
+
+
+def check_fits(recipe: Recipe, base: LoadedBase) -> None:
+    """Raise ModelError where a length of the recipe is beyond the base model's context."""
+    reward, ppo = recipe.reward, recipe.ppo
+    lengths = {"sft.max_tokens": recipe.sft.max_tokens}
+    if recipe.data.source != (EMBEDDED_TEXT,):
+        new = max(ppo.max_new_tokens, recipe.evaluate.max_new_tokens or 0)
+        lengths |= {
+            "reward.max_question_tokens + reward.max_answer_tokens": reward.max_question_tokens
+            + reward.max_answer_tokens,
+            "ppo.max_prompt_tokens + max_new_tokens": ppo.max_prompt_tokens + new,
+        }
+    for key, length in lengths.items():
+        if length > base.context:
+            raise ModelError(
+                f"{key} is {length}, but {base.source} has a context of {base.context} tokens; lower it, or use a base "
+                "model with a longer context"
+            )
+
+
+def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
+    """Raise DataError, before anything is trained, where a later stage would find too little to work on."""
+    needs = {"answers of the eval split": (len(sft_trees(recipe, run, tokenizer, "eval").items), 2)}
+    if recipe.data.source != (EMBEDDED_TEXT,):
+        for split in ("reward", "judge", "eval"):
+            found = {one.tree.key for one in paired_trees(recipe, run, tokenizer, split)[1].items}
+            needs[f"questions with a pair in the {split} split"] = (len(found), 2)
+        for split, least in (("ppo", recipe.ppo.prompts_per_step), ("eval", 2)):
+            needs[f"prompts in the {split} split"] = (len(prompt_trees(recipe, run, tokenizer, split)[1].items), least)
+    for what, (found_count, least) in needs.items():
+        if found_count < least:
+            raise DataError(
+                f"{what}: {found_count} that fit the limits, at least {least} are needed; give more data, a larger "
+                "share in data.splits, or longer limits (*.max_*_tokens)"
+            )
 
 
 def add_trained(trunk: Trunk, role: str, section: Optimization, *, seed: int) -> None:
@@ -172,6 +240,14 @@ def paired_trees(
     return questions, trees
 
 
+def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> tuple[list[Question], Encoded[Tree]]:
+    """The questions of a split, and those that fit as prompts."""
+    questions = store.read_questions(run.stage("data"), split)
+    return questions, encode_prompts(
+        tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
+    )
+
+
 def ppo_settings(recipe: Recipe) -> PPOSettings:
     """The numbers of the PPO source."""
     section = recipe.ppo
@@ -230,6 +306,7 @@ def train(
 ) -> float:
     """Train one role to its source's end; gives the rate in the source's unit per second, of this process."""
     folder = run.stage(stage)
+    torch.manual_seed(stage_seed(recipe, f"{stage}/dropout"))  # whatever was drawn before, in this process or another
     loop = Loop(
         trunk=trunk,
         objective=objective,

@@ -19,7 +19,7 @@ SIZE = re.compile(r"\d+(\.\d+)?[mMbB]")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Linear = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
 def _as_list(value: object) -> object:
@@ -97,7 +97,7 @@ class LoRA(Section):
     targets: tuple[Linear, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
-        description="Linear layers that get an adapter.",
+        description="Names of the linear layers that get an adapter (as the model has them).",
     )
 
 
@@ -198,7 +198,6 @@ class Evaluate(Section):
     """What is measured after training, on the eval split."""
 
     prompts: int = Field(128, ge=2, description="Held-out questions answered by the SFT model and by the policy.")
-    samples_per_prompt: int = Field(1, ge=1, description="Answers to each of them by each model.")
     max_new_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens; none: as in `ppo`.")
     resamples: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval, as a fraction.")

@@ -49,8 +49,10 @@ FIRST_TOUCHED = {
     "compute.dtype": "sft",
     "compute.row_tokens": "sft",
     "evaluate.perplexity_answers": "sft",
-    "evaluate.resamples": "reward",
-    "evaluate.confidence": "reward",
+    "evaluate.resamples": "sft",
+    "evaluate.confidence": "sft",
+    "reward.method": "sft",  # a stage that trains in full makes the trunk fp32
+    "ppo.method": "sft",
     **{stage: stage for stage in STAGES},
 }
 """First stage that a key, or any key of a section, changes. Keys that are not here change nothing that is kept."""

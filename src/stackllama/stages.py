@@ -7,7 +7,7 @@ stage is complete; a complete stage is left alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from stackllama.assembly import (
     SFT,
     adapter,
     add_trained,
+    base_hashes,
+    check_enough,
+    check_fits,
     kl_controller,
     load_roles,
     load_trunk,
@@ -26,8 +29,10 @@ from stackllama.assembly import (
     ppo_settings,
     precision,
     prepare_machine,
+    prompt_trees,
     resampling,
     sft_trees,
+    source_hashes,
     stage_seed,
     train,
     training_texts,
@@ -36,9 +41,9 @@ from stackllama.assembly import (
 from stackllama.data import build, store, synthetic
 from stackllama.data.posts import Question, ReadReport, read_questions
 from stackllama.evaluate.exam import compare_policies
-from stackllama.evaluate.policy import perplexity
+from stackllama.evaluate.policy import Likelihood, likelihood
 from stackllama.evaluate.preference import center_rewards, examine, judge_pairs
-from stackllama.evaluate.statistics import Interval
+from stackllama.evaluate.statistics import Interval, perplexity_intervals
 from stackllama.files import atomic_write_json, digest_file, digest_folder, read_json
 from stackllama.model.folder import save_model
 from stackllama.model.load import load_base
@@ -54,7 +59,7 @@ from stackllama.rollout.experience import POLICY, ExperienceSource
 from stackllama.run import Run
 from stackllama.summary import merge_summary
 from stackllama.tokens.forest import Tree
-from stackllama.tokens.sources import encode_prompts, reward_source, sft_source
+from stackllama.tokens.sources import reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.metrics import Progress, progress
 
@@ -69,7 +74,7 @@ def run_data(recipe: Recipe, run: Run) -> None:
     """Dump to preference data: questions with answers, pairs and attribution, in five splits; or plain documents."""
     if run.is_complete("data"):
         return
-    with _stage(run, "data") as (folder, outputs):
+    with _stage(run, "data", inputs=source_hashes(recipe)) as (folder, outputs):
         fractions = recipe.data.splits.model_dump()
         counts: build.Counts = {}
         if recipe.data.source == (EMBEDDED_TEXT,):
@@ -107,7 +112,12 @@ def _reads(recipe: Recipe, folder: Path) -> Iterator[tuple[list[Question], ReadR
                 show.total = total
                 show.advance(done - show.done)
 
-            yield read_questions(path, site=site, allow_truncated=recipe.data.allow_truncated, progress=tell)
+            questions, report = read_questions(
+                path, site=site, allow_truncated=recipe.data.allow_truncated, progress=tell
+            )
+            for table, byte in report.truncated_at.items():
+                show.note(f"{path.name}: {table} breaks off at byte {byte}; the rows before it are used")
+        yield questions, report
 
 
 def run_sft(recipe: Recipe, run: Run) -> None:
@@ -115,55 +125,70 @@ def run_sft(recipe: Recipe, run: Run) -> None:
     if run.is_complete("sft"):
         return
     prepare_machine(recipe)
-    with _stage(run, "sft") as (folder, outputs):
-        documents = recipe.data.source == (EMBEDDED_TEXT,)
-        texts = training_texts(recipe, run)
-        loaded = load_base(
-            recipe.base.model,
-            revision=recipe.base.revision,
-            dtype=weight_type(recipe),
-            documents=texts,
-            vocabulary=recipe.base.vocabulary,
-            seed=stage_seed(recipe, "base"),
-            attention="forest",
-        )
-        probe(loaded.model)
+    loaded = load_base(
+        recipe.base.model,
+        revision=recipe.base.revision,
+        dtype=weight_type(recipe),
+        documents=training_texts(recipe, run),
+        vocabulary=recipe.base.vocabulary,
+        seed=stage_seed(recipe, "base"),
+        attention="forest",
+    )
+    check_fits(recipe, loaded)
+    check_enough(recipe, run, loaded.tokenizer)
+    probe(loaded.model)
+    with _stage(run, "sft", inputs=base_hashes(loaded)) as (folder, outputs):
         trees, held_out = (sft_trees(recipe, run, loaded.tokenizer, split) for split in ("sft", "eval"))
+        atomic_write_json(folder / "left_out.json", {"sft": dict(trees.left_out), "eval": dict(held_out.left_out)})
         trunk = Trunk(loaded.model, precision=precision(recipe))
-        everything = documents or recipe.sft.loss_on == "all"
-        row_tokens = recipe.compute.row_tokens
-        sample = held_out.items[: recipe.evaluate.perplexity_answers]
-        before = perplexity(trunk, REFERENCE, sample, everything=documents, row_tokens=row_tokens)
+        sample = _first_answers(held_out.items, recipe.evaluate.perplexity_answers)
+        before = _read(recipe, trunk, REFERENCE, sample)
         if recipe.sft.method == "full":
             trunk.train_in_place(SFT)
         else:
             trunk.add_adapter(SFT, adapter(recipe.sft), seed=stage_seed(recipe, "sft/adapter"))
         source = sft_source(
             trees.items,
-            everything=everything,
+            everything=recipe.sft.loss_on == "all",
             tokens_per_step=recipe.sft.tokens_per_step,
             row_tokens=recipe.compute.row_tokens,
             epochs=recipe.sft.epochs,
             max_steps=recipe.sft.max_steps,
             seed=stage_seed(recipe, "sft/order"),
         )
-        steps = source.total_steps
-        rate = train(
-            recipe, run, "sft", trunk, SftObjective(), source, recipe.sft, steps, shown=("loss", "learning_rate")
-        )
-        live = perplexity(trunk, SFT, sample, everything=documents, row_tokens=row_tokens)
-        after = live if recipe.sft.method == "full" else _merge_or_keep(trunk, sample, before, live, row_tokens)
+        steps, shown = source.total_steps, ("loss", "learning_rate")
+        rate = train(recipe, run, "sft", trunk, SftObjective(), source, recipe.sft, steps, shown=shown)
+        live = _read(recipe, trunk, SFT, sample)
+        after = live if recipe.sft.method == "full" else _merge_or_keep(recipe, trunk, sample, before, live)
         _save_trunk(folder, trunk, loaded.tokenizer)
-        atomic_write_json(folder / "left_out.json", {"sft": dict(trees.left_out), "eval": dict(held_out.left_out)})
+        first, second, change = perplexity_intervals(
+            (before.nll, before.tokens), (after.nll, after.tokens), **resampling(recipe)
+        )
         numbers = {
-            "perplexity_before": before,
-            "perplexity_after": after,
-            "perplexity_unmerged": live,
+            **_flat("perplexity_before", first),
+            **_flat("perplexity_after", second),
+            **_ends("perplexity_difference", change),
+            "perplexity_unmerged": live.perplexity,
             "tokens_per_second": rate,
             "steps": steps,
         }
-        merge_summary(run.folder, {"name": run.name, "sft": numbers})
+        merge_summary(run.folder, {"name": run.name, "confidence": recipe.evaluate.confidence, "sft": numbers})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
+
+
+def _first_answers(trees: Sequence[Tree], count: int) -> list[Tree]:
+    """The first trees that hold `count` answers together (documents count as one each)."""
+    chosen: list[Tree] = []
+    for tree in trees:
+        if sum(max(1, len(one.branches)) for one in chosen) >= count:
+            break
+        chosen.append(tree)
+    return chosen
+
+
+def _read(recipe: Recipe, trunk: Trunk, role: str, trees: Sequence[Tree]) -> Likelihood:
+    everything = recipe.data.source == (EMBEDDED_TEXT,)
+    return likelihood(trunk, role, trees, everything=everything, row_tokens=recipe.compute.row_tokens)
 
 
 def run_reward(recipe: Recipe, run: Run) -> None:
@@ -179,6 +204,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         assembled = load_trunk(recipe, run.folder)
         trunk = assembled.trunk
         (_, trees), (questions, held_out) = (paired_trees(recipe, run, assembled.tokenizer, s) for s in (role, "eval"))
+        atomic_write_json(folder / "left_out.json", {role: dict(trees.left_out), "eval": dict(held_out.left_out)})
         add_trained(trunk, role, recipe.reward, seed=stage_seed(recipe, f"{role}/adapter"))
         spread = 1.0 / np.sqrt(trunk.hidden_size + 1)
         trunk.add_head(role, reward.HEAD, spread=float(spread), seed=stage_seed(recipe, f"{role}/head"))
@@ -197,7 +223,6 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
         exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
-        atomic_write_json(folder / "left_out.json", {role: dict(trees.left_out), "eval": dict(held_out.left_out)})
         pairs_per_question = sum(len(tree.pairs) for tree in trees.items) / len({tree.tree.key for tree in trees.items})
         numbers = {
             **_flat("accuracy", exam.accuracy),
@@ -219,16 +244,16 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
     if run.is_complete("ppo"):
         return
     prepare_machine(recipe)
+    if recipe.ppo.method == "lora" and recipe.ppo.lora.dropout > 0:
+        print("ppo: with ppo.lora.dropout above 0 the first minibatch of a round is not exact: ratios there are not 1")
     with _stage(run, "ppo") as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
         add_trained(trunk, POLICY, recipe.ppo, seed=stage_seed(recipe, "ppo/adapter"))
         trunk.add_head(POLICY, ppo.HEAD, spread=0.0, seed=0)
-        questions = store.read_questions(run.stage("data"), "ppo")
-        prompts = encode_prompts(
-            tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
-        )
+        _, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
+        atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         source = ExperienceSource(
             trunk,
             prompts.items,
@@ -259,7 +284,6 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             limits={"ratio_mean": recipe.ppo.ratio_guard},
         )
         save_role(folder / FINAL, trunk, POLICY, head=ppo.HEAD, trunk_hash=assembled.trunk_hash)
-        atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, "steps": recipe.ppo.steps}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
 
@@ -272,10 +296,7 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
     with _stage(run, "evaluate") as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         load_roles(assembled, run.folder, "reward", "judge", "policy")
-        questions = store.read_questions(run.stage("data"), "eval")
-        prompts = encode_prompts(
-            assembled.tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
-        )
+        questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "eval")
         sampling = Sampling(
             seed=stage_seed(recipe, "evaluate/sampling"),
             max_new_tokens=recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens,
@@ -301,17 +322,19 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
 
 def run_report(recipe: Recipe, run: Run) -> None:
     """Write report.html from what the stages left."""
-    plain = Recipe.model_validate({"name": recipe.name, "data": {"source": list(recipe.data.source)}})
+    plain = Recipe.model_validate({"name": recipe.name, "data": {"source": [EMBEDDED]}})
     write_report(run.folder, defaults=plain.model_dump(mode="json", by_alias=True))
 
 
 @contextmanager
-def _stage(run: Run, stage: str) -> Iterator[tuple[Path, dict[str, str]]]:
+def _stage(run: Run, stage: str, *, inputs: Mapping[str, str] | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
     """Begin a stage or go on with it; yields its folder, and a dict to be filled with the hashes of what it made.
+
+    inputs: hashes of what comes from outside the run.
 
     When the block ends well the stage is complete. Its seconds add up over all the times that it was gone on with.
     """
-    for remark in run.begin(stage):
+    for remark in run.begin(stage, inputs=inputs):
         print(remark)
     folder, outputs = run.stage(stage), dict[str, str]()
     start = time.perf_counter()
@@ -326,12 +349,14 @@ def _stage(run: Run, stage: str) -> Iterator[tuple[Path, dict[str, str]]]:
     run.finish(stage, outputs=outputs)
 
 
-def _merge_or_keep(trunk: Trunk, sample: Sequence[Tree], before: float, live: float, row_tokens: int) -> float:
+def _merge_or_keep(
+    recipe: Recipe, trunk: Trunk, sample: Sequence[Tree], before: Likelihood, live: Likelihood
+) -> Likelihood:
     """Merge the SFT adapter; where rounding eats more than its share of the gain, keep it live instead."""
     lora, tensors = trunk.adapters[SFT], {name: tensor.clone() for name, tensor in trunk.state(SFT).items()}
     replaced = trunk.merge(SFT)
-    merged = perplexity(trunk, REFERENCE, sample, everything=False, row_tokens=row_tokens)
-    if merged - live <= MERGE_LOSS * max(before - live, 0.0):
+    merged = _read(recipe, trunk, REFERENCE, sample)
+    if merged.perplexity - live.perplexity <= MERGE_LOSS * max(before.perplexity - live.perplexity, 0.0):
         return merged
     trunk.restore(replaced)
     trunk.add_adapter(SFT, lora, seed=0)

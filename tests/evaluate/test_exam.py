@@ -11,7 +11,7 @@ import stackllama.model.attention  # noqa: F401  (registers "forest")
 from stackllama.data.posts import Attribution, Question
 from stackllama.errors import DataError
 from stackllama.evaluate.exam import Comparison, compare_policies
-from stackllama.evaluate.policy import perplexity
+from stackllama.evaluate.policy import likelihood
 from stackllama.model.random_init import random_llama
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import reward
@@ -86,4 +86,4 @@ def test_fewer_than_two_prompts_are_refused_with_what_to_change() -> None:
 
 def test_a_perplexity_of_nothing_is_refused_with_what_to_change() -> None:
     with pytest.raises(DataError, match=r"raise sft\.max_tokens or data\.splits\.eval"):
-        perplexity(make_trunk(moved=0.0), REFERENCE, [], everything=False, row_tokens=64)
+        likelihood(make_trunk(moved=0.0), REFERENCE, [], everything=False, row_tokens=64)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from stackllama.errors import DataError
-from stackllama.evaluate.statistics import interval, paired_difference, question_means, wins
+from stackllama.evaluate.statistics import interval, paired_difference, perplexity_intervals, question_means, wins
 
 
 def coverage(runs: list[npt.NDArray[np.float64]], truth: float) -> float:
@@ -135,3 +135,25 @@ def test_refusals() -> None:
         question_means([1.0, 2.0], np.array([1]))
     with pytest.raises(ValueError, match="confidence"):
         interval([1.0, 2.0], seed=0, confidence=95)
+
+
+def test_perplexities_worked_by_hand_and_their_paired_difference() -> None:
+    # Two kinds of question: 2 tokens at log 2 nats each, 6 tokens at log 4. Half of each:
+    # (2 log 2 + 6 log 4) / 8 = 14 log 2 / 8, so a perplexity of 2 ** 1.75. Twice the model: every nll halved.
+    nll = np.array([2 * np.log(2), 6 * np.log(4)] * 50)
+    tokens = np.array([2.0, 6.0] * 50)
+    before, after, change = perplexity_intervals(
+        (nll, tokens), (nll / 2, tokens), seed=0, resamples=500, confidence=0.95
+    )
+    assert before.mean == pytest.approx(2**1.75)
+    assert after.mean == pytest.approx(2**0.875)
+    assert before.low < before.mean < before.high
+    # Paired: the difference moves with both, so its interval is narrower than the two apart would make it.
+    assert change.high - change.low < (before.high - before.low) + (after.high - after.low)
+    assert change.high < 0
+
+
+def test_a_perplexity_of_one_question_has_no_interval() -> None:
+    one = (np.array([1.0]), np.array([2.0]))
+    with pytest.raises(DataError, match="at least two held-out questions"):
+        perplexity_intervals(one, one, seed=0, resamples=10, confidence=0.95)

@@ -142,3 +142,20 @@ def test_targets_that_do_not_exist_are_named() -> None:
     trunk = Trunk(tiny_model(), precision=torch.float32)
     with pytest.raises(ModelError, match="no linear layer of LlamaForCausalLM is named like c_attn"):
         trunk.add_adapter("policy", LoRA(4, 8.0, 0.0, ("c_attn",)), seed=0)
+
+
+def test_a_copy_takes_no_adapter_with_it_but_a_frozen_one() -> None:
+    trunk = noisy_trunk("reward", "sft")
+    forest = plant(random_trees(10))
+    trunk.add_copy("full")
+    with trunk.use(REFERENCE) as reference, torch.no_grad():
+        plain = reference.hidden(forest)
+    with trunk.use("full") as full:
+        assert torch.equal(full.hidden(forest), plain)
+    assert not [name for name in trunk.trainable("full") if "lora" in name]
+    trunk.freeze_under("sft")
+    trunk.add_copy("later")
+    with trunk.use(REFERENCE) as reference:
+        live = reference.hidden(forest)
+    with trunk.use("later") as later:
+        assert (later.hidden(forest) - live).norm() <= 1e-5 * live.norm()

@@ -40,8 +40,21 @@ class Answered:
     kl: Floats
 
 
-def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bool, row_tokens: int) -> float:
-    """Exp of the mean negative log-likelihood over all scored tokens of the trees (all tokens of documents).
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """What a model makes of held-out texts, by question: summed negative log-likelihood in nats, and tokens (Q,)."""
+
+    nll: Floats
+    tokens: Floats
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the mean negative log-likelihood over all tokens."""
+        return math.exp(self.nll.sum() / self.tokens.sum())
+
+
+def likelihood(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bool, row_tokens: int) -> Likelihood:
+    """Read trees under a role; a question that was dealt to several trees counts once. `everything`: documents.
 
     Raises:
         DataError: when there is no tree.
@@ -51,14 +64,19 @@ def perplexity(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bo
             "no held-out text is short enough for a perplexity; raise sft.max_tokens or data.splits.eval, or give more "
             "data"
         )
-    total, count = 0.0, 0
+    sums = {tree.key: [0.0, 0] for tree in trees}
     with trunk.use(role) as reader:
         for packed in pack(trees, row_tokens):
             row: SftRow = sft_row(packed, everything=everything)
-            logprob_N = reader.logprobs(reader.hidden(row.forest), row.targets)
-            total -= float(logprob_N.double().sum())
-            count += len(logprob_N)
-    return math.exp(total / count)
+            logprob_N = reader.logprobs(reader.hidden(row.forest), row.targets).double()
+            keys = [*([tree.key for tree in packed] if everything else []), *row.forest.tree_of_branch]
+            found_B = sum_per_sequence(logprob_N, row.targets.branch_N, len(keys))
+            count_B = torch.bincount(row.targets.branch_N, minlength=len(keys))
+            for key, logprob, count in zip(keys, found_B.tolist(), count_B.tolist(), strict=True):
+                sums[key][0] -= logprob
+                sums[key][1] += count
+    nll, tokens = np.array(list(sums.values())).T
+    return Likelihood(nll, tokens)
 
 
 def answer_prompts(

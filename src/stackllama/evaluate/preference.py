@@ -110,7 +110,7 @@ def examine(
 
 def center_rewards(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_tokens: int) -> None:
     """Shift a finished reward model so that its mean over the answers of these trees is 0 (Stiennon et al. 2020,
-    appendix C).
+    section 3.4).
 
     Differences, and so accuracies, stay as they are; PPO's value head, which starts at 0, starts near the truth.
     """

@@ -98,6 +98,34 @@ def paired_difference(
     return interval(first - second, seed=seed, resamples=resamples, confidence=confidence, clusters=clusters)
 
 
+def perplexity_intervals(
+    before: tuple[Floats, Floats], after: tuple[Floats, Floats], *, seed: int, resamples: int, confidence: float
+) -> tuple[Interval, Interval, Interval]:
+    """Give intervals of two perplexities and of their difference (after - before), on the same questions.
+
+    before and after: for each question, summed negative log-likelihood in nats and tokens (Q,). A perplexity is the
+    exp of a ratio of sums, so whole questions are drawn and the ratio is taken anew: the plain percentile bootstrap.
+    Raises DataError for fewer than two questions.
+    """
+    count = len(before[0])
+    if count < 2:
+        raise DataError("an interval needs at least two held-out questions: give more data, or a larger eval split")
+    drawn_RQ = np.random.default_rng(seed).integers(count, size=(resamples, count))
+
+    def resampled(of: tuple[Floats, Floats]) -> Floats:
+        return np.asarray(np.exp(of[0][drawn_RQ].sum(1) / of[1][drawn_RQ].sum(1)))
+
+    values = [float(np.exp(nll.sum() / tokens.sum())) for nll, tokens in (before, after)]
+    draws = [resampled(before), resampled(after)]
+    tail = (1 - confidence) / 2
+    ends = [np.quantile(each, [tail, 1 - tail]) for each in (*draws, draws[1] - draws[0])]
+    means = (*values, values[1] - values[0])
+    first, second, difference = (
+        Interval(mean, float(low), float(high)) for mean, (low, high) in zip(means, ends, strict=True)
+    )
+    return first, second, difference
+
+
 def question_means(values_P: npt.ArrayLike, question_P: Labels) -> Floats:
     """Give the mean over the pairs of each question, questions in the order of their sorted labels.
 

@@ -164,8 +164,13 @@ class Trunk:
             parameter.data = parameter.data.float()
 
     def add_copy(self, role: str) -> None:
-        """Give a role a trainable fp32 copy of the trunk: full fine-tuning of a small model."""
-        self._copies[role] = copy.deepcopy(self.model).float()
+        """Give a role a trainable fp32 copy of the trunk, frozen adapters folded in: to train small models in full."""
+        copied = copy.deepcopy(self.model).float()
+        for name, layer in _lora_layers(copied):
+            for frozen in self.frozen:
+                layer.get_base_layer().weight.data += layer.get_delta_weight(frozen)
+            copied.set_submodule(name, layer.get_base_layer())
+        self._copies[role] = copied
 
     def train_in_place(self, role: str) -> None:
         """Let a role train the trunk's own weights, in fp32 (SFT and pretraining in full)."""
@@ -198,6 +203,9 @@ class Trunk:
         if model is self.model:
             self._switch(role)
         model.train(training)
+        for _, layer in _lora_layers(model):
+            for frozen in self.frozen:  # what is not trained is not dropped from either
+                layer.lora_dropout[frozen].eval()
         self.heads.train(training)
         # On whether training or not: autocast keeps its cast copies of weights that require gradients, and casts others
         # anew.
@@ -254,7 +262,7 @@ class Trunk:
     def merge(self, role: str) -> dict[str, Tensor]:
         """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the old weights."""
         before: dict[str, Tensor] = {}
-        for name, layer in self._lora_layers():
+        for name, layer in _lora_layers(self.model):
             if role in layer.lora_A:
                 weight = layer.get_base_layer().weight
                 before[f"{name}.weight"] = weight.clone()
@@ -276,7 +284,7 @@ class Trunk:
             del self.heads[key]
         if self._adapters.pop(role, None) is None:
             return
-        for name, layer in self._lora_layers():
+        for name, layer in _lora_layers(self.model):
             layer.set_adapter([])  # peft warns when an active adapter goes
             layer.delete_adapter(role)
             if not self._adapters:
@@ -291,9 +299,6 @@ class Trunk:
         """The adapters on the trunk, with their shapes."""
         return dict(self._adapters)
 
-    def _lora_layers(self) -> list[tuple[str, LoraLayer]]:
-        return [(name, module) for name, module in self.model.named_modules() if isinstance(module, LoraLayer)]
-
     def _adapter_parameters(self, role: str) -> dict[str, nn.Parameter]:
         marker = (f".lora_A.{role}.", f".lora_B.{role}.")
         return {
@@ -304,7 +309,7 @@ class Trunk:
 
     def _switch(self, role: str) -> None:
         wanted = [*self.frozen, *([role] if role in self._adapters else [])]
-        for _, layer in self._lora_layers():
+        for _, layer in _lora_layers(self.model):
             if wanted:
                 layer.set_adapter(wanted)
             layer.enable_adapters(bool(wanted))
@@ -314,6 +319,10 @@ class Trunk:
             module.requires_grad_(False)
         for parameter in self.trainable(role).values():
             parameter.requires_grad_(True)
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 class _BackwardCheck:

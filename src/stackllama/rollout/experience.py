@@ -27,7 +27,7 @@ from stackllama.objectives.ppo import PPORow
 from stackllama.rollout.engine import Request, Response, Sampling, sample
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
-from stackllama.tokens.packing import pack
+from stackllama.tokens.packing import deal, pack
 from stackllama.tokens.sources import deal_branches
 
 POLICY = "policy"
@@ -228,8 +228,7 @@ class ExperienceSource:
     def _experience(self, rollouts: Rollouts, score_S: Tensor) -> tuple[list[PPORow], dict[str, float]]:
         """Rows ready for training, and the round's numbers for the log."""
         settings = self._settings
-        budget = _row_budget(rollouts.trees, settings.minibatches, settings.row_tokens)
-        packed = pack(rollouts.trees, budget)
+        packed = _equal_rows(rollouts.trees, settings.minibatches, settings.row_tokens)
         scored = self._passes([plant(trees) for trees in packed])
         # Responses in the order of the packed rows: their scores follow them there.
         first = np.cumsum([0, *(len(tree.branches) for tree in rollouts.trees)])
@@ -291,11 +290,13 @@ class ExperienceSource:
         ]
 
 
-def _row_budget(trees: Sequence[Tree], minibatches: int, row_tokens: int) -> int:
-    """Tokens of a row, small enough that every minibatch gets a row and large enough for every tree."""
-    share = -(-sum(map(len, trees)) // minibatches)
-    longest = max(map(len, trees))
-    return max(longest, min(row_tokens, share + longest // 2))
+def _equal_rows(trees: Sequence[Tree], minibatches: int, row_tokens: int) -> list[list[Tree]]:
+    """Rows of nearly equal length, as many for each minibatch as keep them within ``row_tokens``."""
+    for each in range(1, len(trees) + 1):
+        rows = deal(trees, minibatches * each)
+        if all(sum(map(len, row)) <= row_tokens for row in rows):
+            return rows
+    return [[tree] for tree in trees]
 
 
 def _row_state(row: PPORow) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Packing trees into rows of a token budget, never cutting one.
+"""Packing trees into rows: as few as a token budget allows, or a given number of equal ones; never cutting a tree.
 
 Best fit, the longest first: each tree goes to the fullest row that still holds it. With a budget of 6::
 
@@ -16,6 +16,20 @@ from collections.abc import Sequence, Sized
 from typing import TypeVar
 
 ItemT = TypeVar("ItemT", bound=Sized)
+
+
+def deal(items: Sequence[ItemT], rows: int) -> list[list[ItemT]]:
+    """Distribute items over so many rows of nearly equal length: the longest first, each to the emptiest row.
+
+    Deterministic. No row stays empty where there are at least as many items as rows.
+    """
+    dealt: list[list[ItemT]] = [[] for _ in range(rows)]
+    load = [0] * rows
+    for item in sorted(items, key=len, reverse=True):
+        row = load.index(min(load))
+        dealt[row].append(item)
+        load[row] += len(item)
+    return [items for items in dealt if items]
 
 
 def pack(items: Sequence[ItemT], budget: int) -> list[list[ItemT]]:

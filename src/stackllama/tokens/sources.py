@@ -18,7 +18,7 @@ from stackllama.data.posts import Document, Question
 from stackllama.data.preferences import answer_score
 from stackllama.errors import DataError
 from stackllama.tokens.batches import Batch, RewardRow, SftRow, StepResult
-from stackllama.tokens.forest import Tree, branch_targets, last_tokens, plant, root_targets
+from stackllama.tokens.forest import Targets, Tree, branch_targets, last_tokens, plant, root_targets
 from stackllama.tokens.packing import pack
 from stackllama.tokens.template import encode_branch, encode_document, encode_root, question_text
 from stackllama.tokens.tokenizer import Tokenizer
@@ -186,9 +186,15 @@ def sft_row(trees: Sequence[Tree], *, everything: bool) -> SftRow:
     forest = plant(trees)
     if not everything:
         return SftRow(forest, branch_targets(forest))
-    parts = (root_targets(forest), branch_targets(forest))
-    joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("predictor_N", "label_N", "branch_N"))
-    return SftRow(forest, type(parts[0])(*joined))
+    roots, branches = root_targets(forest), branch_targets(forest)
+    return SftRow(
+        forest,
+        Targets(
+            torch.cat([roots.predictor_N, branches.predictor_N]),
+            torch.cat([roots.label_N, branches.label_N]),
+            torch.cat([roots.branch_N, branches.branch_N + len(trees)]),  # numbered on behind the roots
+        ),
+    )
 
 
 def reward_row(trees: Sequence[PairedTree]) -> RewardRow:

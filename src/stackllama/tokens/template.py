@@ -68,11 +68,6 @@ def decode_answer(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return tokenizer.decode(text).strip()
 
 
-def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that end a sampled answer."""
-    return frozenset({tokenizer.eos_id})
-
-
 def encode_behind_root(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of `text` where it stands behind a root's colon, without BOS and EOS (see *Borders* above)."""
     anchor = tokenizer.encode(_ANCHOR)

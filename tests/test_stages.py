@@ -1,0 +1,139 @@
+"""The whole journey in small, as a user runs it: every stage, every file, killed and gone on with to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+base: {model: 0.2m, vocabulary: 600}
+data: {source: embedded, questions: 400, splits: {sft: 0.3, reward: 0.3, judge: 0.15, ppo: 0.1, eval: 0.15}}
+sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 256, answers: all, max_steps: 16}
+reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, max_question_tokens: 192, max_steps: 12,
+  max_answer_tokens: 96}
+ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
+  max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
+evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}
+compute: {threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
+"""
+
+
+def write_recipe(folder: Path, method: str = "full") -> Path:
+    path = folder / "small.yaml"
+    path.write_text(RECIPE.replace("METHOD", method), encoding="utf-8")
+    return path
+
+
+def stackllama(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stackllama.cli", *words]
+    environment = os.environ | {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def final_weights(run: Path) -> dict[str, str]:
+    """Hash of every final tensor file, by its place in the run."""
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.glob("*/final/*.safetensors"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a journey that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    output = finish(stackllama(folder, "run", str(write_recipe(folder))))
+    assert "next: stackllama chat runs/small" in output
+    return folder / "runs" / "small"
+
+
+def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["data"]["questions"] == 400
+    assert summary["sft"]["perplexity_after"] < summary["sft"]["perplexity_before"]
+    for role in ("reward", "judge"):
+        assert 0 <= summary[role]["accuracy_low"] <= summary[role]["accuracy"] <= summary[role]["accuracy_high"] <= 1
+        assert {"longer_wins", "earlier_wins", "over_longer_low", "over_earlier_low"} <= summary[role].keys()
+    assert {"reward_before", "reward_after", "kl", "win_rate", "win_rate_low", "win_rate_high"} <= summary["ppo"].keys()
+    assert {"sft", "ppo", "difference", "low", "high"} == summary["gold"].keys()
+    stages = {"data", "sft", "reward", "judge", "ppo", "evaluate"}
+    assert summary["seconds"].keys() == stages | {"total"}
+    assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"][stage] for stage in stages))
+    assert "<html" in (whole / "report.html").read_text()
+    assert set(final_weights(whole)) == {
+        "sft/final/model.safetensors",
+        "reward/final/role.safetensors",
+        "judge/final/role.safetensors",
+        "ppo/final/role.safetensors",
+    }
+
+
+def test_the_same_command_again_changes_nothing(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("*/final/*")}
+    finish(stackllama(whole.parent.parent, "run", "small.yaml"))
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("*/final/*")} == before
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    run, draw = tmp_path / "runs" / "small", random.Random(1)
+    expected = final_weights(whole)
+    for stage in ("sft", "reward", "ppo"):
+        finish(stackllama(tmp_path, "data", "small.yaml")) if stage == "sft" else None
+        process = stackllama(tmp_path, stage, "small.yaml")
+        log = run / stage / "metrics.jsonl"
+        wanted = draw.randint(2, 7)
+        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < wanted):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (run / stage / "complete.json").exists()
+        finish(stackllama(tmp_path, stage, "small.yaml"))
+    assert final_weights(run) == expected
+
+
+def test_chat_and_score_speak_with_the_run(whole: Path) -> None:
+    folder = whole.parent.parent
+    for stage in ("ppo", "sft"):
+        words = ("chat", "runs/small", "--stage", stage, "--question", "What soil does a velda need?")
+        assert finish(stackllama(folder, *words)).strip()
+    output = finish(
+        stackllama(folder, "score", "runs/small", "--question", "Soil?", "--answer", "Use sand.", "--answer", "No.")
+    )
+    rewards = [float(line.split("\t")[0]) for line in output.splitlines() if "\t" in line]
+    assert len(rewards) == 2
+    assert rewards[0] != rewards[1]
+
+
+def test_a_stage_without_its_predecessor_says_what_to_type(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    process = stackllama(tmp_path, "ppo", "small.yaml")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "stackllama data" in output
+
+
+def test_ppo_by_adapter_on_the_same_trunk(whole: Path) -> None:
+    folder = whole.parent.parent
+    write_recipe(folder, "lora")
+    finish(stackllama(folder, "run", "small.yaml", "--name", "adapter"))
+    assert json.loads((folder / "runs/adapter/summary.json").read_text())["ppo"]["kl"] is not None
