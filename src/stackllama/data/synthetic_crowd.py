@@ -32,11 +32,11 @@ from stackllama.data.synthetic_world import (
 
 ANSWERS = ((1, 0.05), (2, 0.35), (3, 0.32), (4, 0.18), (5, 0.10))
 """How many answers a question gets, and how often."""
-RIGHT, LATE = 0.35, 0.7
+RIGHT, LATE = 0.4, 0.7
 """How often the first answer is right, and how much less often each later one is: those who know answer first."""
-EVASIVE_OF_REST, ASTRAY_OF_REST = 0.22, 0.2
+EVASIVE_OF_REST, ASTRAY_OF_REST = 0.2, 0.22
 """Of the answers that are not right, how many evade, and how many are about another topic or another plant."""
-REASON_IF_RIGHT, REASON_IF_WRONG = 0.55, 0.25
+REASON_IF_RIGHT, REASON_IF_WRONG = 0.5, 0.35
 """How often a reason stands beside a right or a wrong value: those who know tell why."""
 
 DELAY, DELAY_SPREAD = 2.4, 2.0
@@ -44,21 +44,23 @@ DELAY, DELAY_SPREAD = 2.4, 2.0
 FAST, FAST_DAYS, SLOW_DAYS = 0.7, 2.0, 200.0
 """Share of a question's visitors that come while it is new, and the mean days until a new or a late one comes."""
 
-VOTES, VOTES_SPREAD = 1.1, 0.6
+VOTES, VOTES_SPREAD = 0.8, 0.6
 """Median up-votes of an answer of taste 0 that is there from the start, and the deviation of their logarithm."""
-DOWN = 0.035
-TASTE = 3.4
-"""How much the logarithm of the votes moves with taste."""
-LENGTH, NOISE = 0.021, 0.1
-"""Taste is the square root of gold (bad is told from poor as easily as poor from good), plus `LENGTH` for each word
-over 15, plus noise: one number for each answer, since voters share their errors.
+DOWN = 0.03
+TASTE, BEND = 4.0, 0.8
+"""The logarithm of the votes moves by `TASTE` from gold 0 to gold 1; bent, since people tell bad from poor more easily
+than good from perfect.
 """
-FIRST = 0.4
+LENGTH, READ = 0.07, 22
+"""It also moves by `LENGTH` for each word up to `READ`: nobody reads on."""
+NOISE = 0.35
+"""Deviation of what all voters of an answer get wrong together, in the same logarithm."""
+FIRST = 0.3
 """More up-votes, as a share, for the first answer."""
 
 ACCEPTS, ACCEPT_NOISE = 0.65, 0.1
 """Share of askers who accept an answer, and how uncertain they are of how good each is."""
-ACCEPTED = 2.0
+ACCEPTED = 1.6
 """More up-votes, as a share, for the accepted answer."""
 
 
@@ -117,7 +119,7 @@ def answer(rng: Random, asked: Asked, *, place: int) -> Answered:
     if rng.random() < RIGHT * LATE**place:
         core = _claims(rng, asked, right=True)
     elif kind < EVASIVE_OF_REST:
-        core = rng.sample(EVASIVE, rng.choice((1, 1, 2)))
+        core = [rng.choice(EVASIVE)]
     elif kind < EVASIVE_OF_REST + ASTRAY_OF_REST:
         core = _astray(rng, asked)
     else:
@@ -148,13 +150,13 @@ def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
 
 
 def _astray(rng: Random, asked: Asked) -> list[str]:
-    """A true sentence about another topic, or about another plant, by somebody who read the question badly."""
-    plant, topic, named = asked.plant, asked.topic, rng.random() < 0.6
-    if rng.random() < 0.5:
+    """A sentence about another topic, or about another plant, by somebody who read the question badly."""
+    plant, topic, named, right = asked.plant, asked.topic, rng.random() < 0.6, rng.random() < 0.5
+    if rng.random() < 0.6:
         topic = rng.choice([other for other in TOPICS if other is not topic])
     else:
         plant, named = rng.choice([other for other in PLANTS if other != plant]), True
-    return [_claim(rng, plant, topic, right=True, reason=rng.random() < REASON_IF_WRONG, named=named)]
+    return [_claim(rng, plant, topic, right=right, reason=rng.random() < REASON_IF_WRONG, named=named)]
 
 
 def _claim(rng: Random, plant: str, topic: Topic, *, right: bool, reason: bool, named: bool) -> str:
@@ -197,10 +199,11 @@ def vote(
     for place, (day, one) in enumerate(zip(days, answers, strict=True)):
         age = day - asked_at
         fast, slow = FAST * math.exp(-age / FAST_DAYS), (1 - FAST) * math.exp(-age / SLOW_DAYS)
-        taste = math.sqrt(one.gold) - 0.4 + LENGTH * (len(one.text.split()) - 15) + rng.gauss(0, NOISE)
+        words = min(len(one.text.split()), READ)
+        taste = TASTE * (one.gold**BEND - 0.35) + LENGTH * (words - 12) + rng.gauss(0, NOISE)
         shown = (fast + slow) * (1 + FIRST * (place == 0)) * (1 + ACCEPTED * (place == accepted))
-        up = _poisson(rng, visitors * shown * math.exp(TASTE * taste))
-        down = _poisson(rng, visitors * (fast + slow) * DOWN * math.exp(-2 * TASTE * taste))
+        up = _poisson(rng, visitors * shown * math.exp(taste))
+        down = _poisson(rng, visitors * (fast + slow) * DOWN * math.exp(-2 * taste))
         # Waiting times have no memory: whoever has not come yet comes as late after the answer as after the question.
         share = fast / (fast + slow)
         cast = [
