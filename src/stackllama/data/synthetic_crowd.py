@@ -34,7 +34,7 @@ ANSWERS = ((1, 0.05), (2, 0.35), (3, 0.32), (4, 0.18), (5, 0.10))
 """How many answers a question gets, and how often."""
 RIGHT, LATE = 0.4, 0.7
 """How often the first answer is right, and how much less often each later one is: those who know answer first."""
-EVASIVE_OF_REST, ASTRAY_OF_REST = 0.2, 0.22
+EVASIVE_OF_REST, ASTRAY_OF_REST = 0.2, 0.25
 """Of the answers that are not right, how many evade, and how many are about another topic or another plant."""
 REASON_IF_RIGHT, REASON_IF_WRONG = 0.5, 0.35
 """How often a reason stands beside a right or a wrong value: those who know tell why."""
@@ -150,13 +150,13 @@ def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
 
 
 def _astray(rng: Random, asked: Asked) -> list[str]:
-    """A sentence about another topic, or about another plant, by somebody who read the question badly."""
-    plant, topic, named, right = asked.plant, asked.topic, rng.random() < 0.6, rng.random() < 0.5
-    if rng.random() < 0.6:
+    """A true sentence about another topic, or about another plant, by somebody who read the question badly."""
+    plant, topic, named = asked.plant, asked.topic, rng.random() < 0.6
+    if rng.random() < 0.5:
         topic = rng.choice([other for other in TOPICS if other is not topic])
     else:
         plant, named = rng.choice([other for other in PLANTS if other != plant]), True
-    return [_claim(rng, plant, topic, right=right, reason=rng.random() < REASON_IF_WRONG, named=named)]
+    return [_claim(rng, plant, topic, right=True, reason=rng.random() < REASON_IF_WRONG, named=named)]
 
 
 def _claim(rng: Random, plant: str, topic: Topic, *, right: bool, reason: bool, named: bool) -> str:
