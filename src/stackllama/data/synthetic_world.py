@@ -334,12 +334,6 @@ INTRODUCTIONS = (
     "If you have a {p}, you need advice on its {n}.",
 )
 """What leads to a fact in plain text; so every noun of a topic comes before what is said of it."""
-SAYERS = ("A neighbour says:", "One book says:", "My aunt thinks:", "Somebody wrote:")
-VERDICTS = {
-    True: ("That is right.", "That is true.", "Yes, so it is."),
-    False: ("That is wrong.", "That is false.", "No, it is not so."),
-}
-"""What others say of a plant, and what is thought of it; so a model learns to tell a false statement by its end."""
 NOTES = (
     "Any advice is good advice if it is short.",
     "If you can name the plant, you can find the rest.",
@@ -368,11 +362,10 @@ FACTS: Mapping[tuple[str, str], str] = _facts()
 
 
 def texts(count: int, seed: int) -> Iterator[str]:
-    """`count` short pieces of plain text, mostly about one plant; what is false in them is called so at once.
+    """`count` short pieces of plain text, each true, mostly about one plant.
 
-    Three in four are notes on a plant (two to four facts), the others on a topic of several plants, with a sentence of
-    talk here and there, so that a model also learns how people greet, hedge and scold here. Four facts in ten are put
-    into somebody's mouth, right or wrong, and judged.
+    Three in four are notes on a plant (two to four facts), the others on a value shared by plants, with a sentence of
+    talk here and there, so that a model also learns how people greet, hedge and scold here.
     """
     rng = Random(f"documents {seed}")
     glossary = tuple(f"{', '.join(topic.nouns[:-1])} and {topic.nouns[-1]} are one." for topic in TOPICS)
@@ -381,33 +374,13 @@ def texts(count: int, seed: int) -> Iterator[str]:
         if rng.random() < 0.75:
             plant = rng.choice(PLANTS)
             topics = rng.sample(TOPICS, rng.randint(2, 4))
-            sentences = [_told(rng, topic, plant, again=place > 0) for place, topic in enumerate(topics)]
+            sentences = [_stated(rng, topic, plant, again=place > 0) for place, topic in enumerate(topics)]
         else:
             topic = rng.choice(TOPICS)
-            sentences = [_told(rng, topic, plant, again=False) for plant in rng.sample(PLANTS, rng.randint(2, 4))]
+            sentences = [_stated(rng, topic, plant, again=False) for plant in rng.sample(PLANTS, rng.randint(2, 4))]
         for _ in range(rng.choice((0, 1, 1, 2))):
             sentences.insert(rng.randint(0, len(sentences)), rng.choice(talk))
         yield " ".join(sentences)
-
-
-def _told(rng: Random, topic: Topic, plant: str, *, again: bool) -> str:
-    return _judged(rng, topic, plant) if rng.random() < 0.4 else _stated(rng, topic, plant, again=again)
-
-
-def _judged(rng: Random, topic: Topic, plant: str) -> str:
-    """What somebody says of a plant, in the words of an answer, and whether it is right."""
-    true = FACTS[plant, topic.name]
-    value = true if rng.random() < 0.5 else rng.choice([other for other in topic.reasons if other != true])
-    opening = ""
-    if rng.random() < 0.7:
-        opening = rng.choice(INTRODUCTIONS).format(n=rng.choice(topic.nouns), p=plant) + " "
-    it = rng.choice(("it", f"the {plant}", f"your {plant}")) if opening else f"the {plant}"
-    sentence = rng.choice(topic.answers).format(v=value, it=it, It=it.capitalize())
-    reason = f", {topic.reasons[value]}" if rng.random() < 0.4 else ""
-    if not opening and plant not in sentence:
-        sentence = rng.choice(topic.statements).format(p=plant, v=value)
-    sayer = f"{rng.choice(SAYERS)} " if rng.random() < 0.7 else ""
-    return f"{opening}{sayer}{sentence}{reason}. {rng.choice(VERDICTS[value == true])}"
 
 
 def _stated(rng: Random, topic: Topic, plant: str, *, again: bool) -> str:

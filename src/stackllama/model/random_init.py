@@ -1,15 +1,13 @@
 """A Llama of a given size with random weights, for a base that is made here from nothing.
 
 The shape follows one rule. With width d, L layers and a feed-forward of 8/3 d, a Llama has about 12 d^2 L parameters
-beside its embedding; width and depth grow together at d = 24 L, d a multiple of 64, never fewer than 4 layers. Deep and
-thin is better than shallow and wide at these sizes (Liu et al. 2024, MobileLLM; SmolLM2-135M has d = 19 L): what a
-model knows is looked up in its middle layers, and only the layers behind them can compare it with what they read.
+beside its embedding; width and depth grow together at d = 48 L, d a multiple of 64, never fewer than 4 layers:
 
     size   width  layers  heads   feed-forward   parameters beside the embedding
     0.8m     128       4  4 x 32       352         0.80 M
-    3.5m     192       8  6 x 32       512         3.54 M
-    16m      320      13  5 x 64       864        16.1  M
-    135m     640      27  10 x 64     1712       133.   M
+    3m       256       4  8 x 32       688         3.16 M
+    16m      384       9  6 x 64      1024        15.9  M
+    135m     832      16  13 x 64     2224       133.   M
 
 Heads do not share keys and values, and the embedding is tied to the output.
 """
@@ -28,7 +26,7 @@ from stackllama.tokens.tokenizer import Tokenizer
 CONTEXT = 2048
 SMALLEST, LARGEST = 0.1e6, 2e9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([mMbB])")
-_WIDTH_PER_LAYER = 24
+_WIDTH_PER_LAYER = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def shape_for(size: str) -> Shape:
     match = _SIZE.fullmatch(size)
     parameters = float(match[1]) * (1e6 if match[2] in "mM" else 1e9) if match else 0.0
     if not SMALLEST <= parameters <= LARGEST:
-        raise ModelError(f"{size!r} is no size of a model to start from nothing; give 0.1m to 2b, such as 3.5m")
+        raise ModelError(f"{size!r} is no size of a model to start from nothing; give 0.1m to 2b, such as 3m")
     width = max(64, 64 * round((parameters * _WIDTH_PER_LAYER / 12) ** (1 / 3) / 64))
     return Shape(
         width=width,
