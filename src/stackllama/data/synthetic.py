@@ -85,7 +85,7 @@ def write_dump(folder: Path, *, questions: int, seed: int, fractions: Mapping[st
 
 
 def world_documents(count: int, seed: int) -> Iterator[Document]:
-    """`count` short plain texts about the world, for pretraining a base model; what is false in them is called so.
+    """`count` short plain texts about the world, for pretraining a base model; every statement in them is true.
 
     No text has the form of a question with its answer, nor a wording that is held out for the eval split.
     """
