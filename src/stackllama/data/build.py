@@ -12,7 +12,7 @@ from typing import Any
 
 from stackllama.data import store
 from stackllama.data.posts import Document, Question, ReadReport
-from stackllama.data.preferences import pair_questions
+from stackllama.data.preferences import KEPT, pair_questions
 from stackllama.data.splits import Ledger, assign
 
 Counts = dict[str, Any]
@@ -52,7 +52,8 @@ def write_splits(
             folder, split, [one for one in paired if assignment.splits.get((one.site, one.id)) == split]
         )
     past.save(ledger)
-    return counts | {"question: its cluster belongs to another split": len(assignment.dropped)}
+    dropped = counts | {"question: its cluster belongs to another split": len(assignment.dropped)}
+    return {reason: count for reason, count in dropped.items() if count and reason != KEPT}
 
 
 def write_documents(folder: Path, documents: Iterable[Document], *, fractions: Mapping[str, float]) -> None:
