@@ -68,8 +68,7 @@ class SftRow:
 @dataclass(frozen=True, slots=True)
 class RewardRow:
     """A packed row of questions. last_B: place of each branch's last token, its EOS, where its score is read; better_P
-    and worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs; question_P: the
-    keys of the trees that the pairs belong to.
+    and worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs.
     """
 
     forest: Forest
@@ -77,4 +76,3 @@ class RewardRow:
     better_P: Tensor
     worse_P: Tensor
     weight_P: Tensor
-    question_P: tuple[int, ...]

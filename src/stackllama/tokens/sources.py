@@ -203,17 +203,13 @@ def reward_row(trees: Sequence[PairedTree]) -> RewardRow:
     better: list[int] = []
     worse: list[int] = []
     weights: list[float] = []
-    keys: list[int] = []
     offset = 0
     for item in trees:
         better += [offset + b for b, _ in item.pairs]
         worse += [offset + w for _, w in item.pairs]
         weights += [item.weight] * len(item.pairs)
-        keys += [item.tree.key] * len(item.pairs)
         offset += len(item.tree.branches)
-    return RewardRow(
-        forest, last_tokens(forest), torch.tensor(better), torch.tensor(worse), torch.tensor(weights), tuple(keys)
-    )
+    return RewardRow(forest, last_tokens(forest), torch.tensor(better), torch.tensor(worse), torch.tensor(weights))
 
 
 def plan_steps(
