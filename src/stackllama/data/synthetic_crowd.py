@@ -32,12 +32,16 @@ from stackllama.data.synthetic_world import (
 
 ANSWERS = ((1, 0.05), (2, 0.35), (3, 0.32), (4, 0.18), (5, 0.10))
 """How many answers a question gets, and how often."""
-RIGHT, LATE = 0.4, 0.7
+RIGHT, LATE = 0.5, 0.78
 """How often the first answer is right, and how much less often each later one is: those who know answer first."""
-EVASIVE_OF_REST, ASTRAY_OF_REST = 0.2, 0.25
+EVASIVE_OF_REST, ASTRAY_OF_REST = 0.15, 0.3
 """Of the answers that are not right, how many evade, and how many are about another topic or another plant."""
 REASON_IF_RIGHT, REASON_IF_WRONG = 0.5, 0.35
 """How often a reason stands beside a right or a wrong value: those who know tell why."""
+SECOND = 0.1
+"""How often a second fact, of another topic, stands beside a value."""
+OTHER_TOPIC = 0.8
+"""Of the answers that are astray, how many are about another topic; the others are about another plant."""
 
 DELAY, DELAY_SPREAD = 2.4, 2.0
 """Median days until an answer is written, and the deviation of their logarithm."""
@@ -58,7 +62,7 @@ NOISE = 0.35
 FIRST = 0.3
 """More up-votes, as a share, for the first answer."""
 
-ACCEPTS, ACCEPT_NOISE = 0.65, 0.1
+ACCEPTS, ACCEPT_NOISE = 0.65, 0.15
 """Share of askers who accept an answer, and how uncertain they are of how good each is."""
 ACCEPTED = 1.6
 """More up-votes, as a share, for the accepted answer."""
@@ -143,7 +147,7 @@ def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
     """One sentence that states a value, perhaps with its reason, and perhaps one with a second fact."""
     reasoned = REASON_IF_RIGHT if right else REASON_IF_WRONG
     first = _claim(rng, asked.plant, asked.topic, right=right, reason=rng.random() < reasoned, named=rng.random() < 0.6)
-    if rng.random() >= 0.15:
+    if rng.random() >= SECOND:
         return [first]
     other = rng.choice([topic for topic in TOPICS if topic is not asked.topic])
     return [first, _claim(rng, asked.plant, other, right=rng.random() < 0.6, reason=False, named=False)]
@@ -152,7 +156,7 @@ def _claims(rng: Random, asked: Asked, *, right: bool) -> list[str]:
 def _astray(rng: Random, asked: Asked) -> list[str]:
     """A true sentence about another topic, or about another plant, by somebody who read the question badly."""
     plant, topic, named = asked.plant, asked.topic, rng.random() < 0.6
-    if rng.random() < 0.5:
+    if rng.random() < OTHER_TOPIC:
         topic = rng.choice([other for other in TOPICS if other is not topic])
     else:
         plant, named = rng.choice([other for other in PLANTS if other != plant]), True
