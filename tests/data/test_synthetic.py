@@ -94,12 +94,12 @@ def test_the_crowd_has_the_biases_of_real_sites_and_quality_dominates() -> None:
 def test_answers_leave_room_to_get_better() -> None:
     questions, _ = community(0)
     every = [gold(question, answer) for question in questions for answer in question.answers]
-    assert 0.25 < np.mean(every) < 0.4
+    assert 0.3 < np.mean(every) < 0.45
     best = [
         gold(question, max(question.answers, key=lambda one: answer_score(one.votes, one.accepted)))
         for question in questions
     ]
-    assert 0.45 < np.mean(best) < 0.6
+    assert 0.6 < np.mean(best) < 0.72  # so even the best human answers leave a quarter of the scale
     print({"gold of all": round(float(np.mean(every)), 3), "gold of the best": round(float(np.mean(best)), 3)})
     assert max(every) > 0.95
     lengths = [len(answer.text.split()) for question in questions for answer in question.answers]
