@@ -143,6 +143,9 @@ class Reward(Optimization):
     answers_per_question: int = Field(
         8, ge=2, le=64, description="Most answers of a question; of more, a seeded choice."
     )
+    head_questions: int = Field(
+        0, ge=0, description="Questions on which the head alone is fitted at first; 0: it starts random (the original)."
+    )
     max_question_tokens: int = Field(512, ge=8, description="Longest question in tokens; a longer one is left out.")
     max_answer_tokens: int = Field(512, ge=8, description="Longest answer in tokens; a longer one is left out.")
 

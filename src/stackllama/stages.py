@@ -59,7 +59,8 @@ from stackllama.rollout.experience import POLICY, ExperienceSource
 from stackllama.run import Run
 from stackllama.summary import merge_summary
 from stackllama.tokens.forest import Tree
-from stackllama.tokens.sources import reward_source, sft_source
+from stackllama.tokens.packing import pack
+from stackllama.tokens.sources import reward_row, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.metrics import Progress, progress
 
@@ -208,6 +209,9 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         add_trained(trunk, role, recipe.reward, seed=stage_seed(recipe, f"{role}/adapter"))
         spread = 1.0 / np.sqrt(trunk.hidden_size + 1)
         trunk.add_head(role, reward.HEAD, spread=float(spread), seed=stage_seed(recipe, f"{role}/head"))
+        if count := recipe.reward.head_questions:
+            some = trees.items[:: -(-len(trees.items) // count)]
+            reward.fit_head(trunk, role, map(reward_row, pack(some, recipe.compute.row_tokens)))
         source = reward_source(
             trees.items,
             questions_per_step=recipe.reward.questions_per_step,

@@ -7,15 +7,19 @@ question).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from stackllama.model.roles import Role
+from stackllama.model.roles import Role, Trunk
 from stackllama.objectives.base import Sums, Term
 from stackllama.tokens.batches import RewardRow
 
 HEAD = "reward"
+PENALTY = 0.01
+"""What `fit_head` adds to the loss: half of this times the squared weights, of features scaled to 1."""
 
 
 class RewardObjective:
@@ -34,10 +38,48 @@ class RewardObjective:
         """The row's weighted sums over pairs."""
         score_B = role.score(HEAD, role.hidden(row.forest)[row.last_B])
         gap_P = score_B[row.better_P] - score_B[row.worse_P]
-        loss = -(row.weight_P * torch.nn.functional.logsigmoid(gap_P)).sum()
+        loss = -(row.weight_P * logsigmoid(gap_P)).sum()
         known_P = gap_P.detach()
         right_P = (known_P > 0).float() + 0.5 * (known_P == 0).float()
         return Sums(
             {"loss": loss},
             {"accuracy": (row.weight_P * right_P).sum(), "margin": (row.weight_P * known_P).sum()},
         )
+
+
+def fit_head(trunk: Trunk, role: str, rows: Iterable[RewardRow]) -> None:
+    """Set the head to the best linear reward on the role's hidden states; nothing else is trained.
+
+    What a role knows is often there from the start, in directions that vary too little for gradient descent to find
+    soon; a head that reads them gives the other weights something to amplify. Minimizes the objective's loss over the
+    rows, with `PENALTY`, by L-BFGS in fp64; the bias, which no pair can see, stays. Source: linear probing, then fine-
+    tuning (Kumar et al. 2022).
+    """
+    gaps: list[Tensor] = []
+    weights: list[Tensor] = []
+    with trunk.use(role) as reader:
+        for row in rows:
+            hidden_BD = reader.hidden(row.forest)[row.last_B].double()
+            gaps.append(hidden_BD[row.better_P] - hidden_BD[row.worse_P])
+            weights.append(row.weight_P.double())
+    gap_PD = torch.cat(gaps)
+    share_P = torch.cat(weights) / sum(weight_P.sum() for weight_P in weights)
+    scale_D = gap_PD.square().mean(0).sqrt().clamp_min(1e-12)
+    weight_D = _minimize(gap_PD / scale_D, share_P) / scale_D
+    with torch.no_grad():
+        trunk.trainable(role)[f"head.{HEAD}.weight"].copy_(weight_D)
+
+
+def _minimize(feature_PD: Tensor, share_P: Tensor) -> Tensor:
+    """The weights (D,) of the penalized logistic loss's one minimum."""
+    weight_D = torch.zeros(feature_PD.shape[1], dtype=feature_PD.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_D], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = -(share_P * logsigmoid(feature_PD @ weight_D)).sum() + PENALTY / 2 * weight_D.square().sum()
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(loss)
+    return weight_D.detach()
