@@ -11,6 +11,7 @@ from stackllama.evaluate.policy import answer_prompts, distinct, likelihood, rep
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import reward
 from stackllama.rollout.engine import Sampling
+from stackllama.rollout.experience import response_scores
 from stackllama.tokens.forest import Tree, branch_targets, plant
 from tests.model.tiny import VOCABULARY, tiny_model
 
@@ -55,6 +56,12 @@ def test_divergence_is_the_summed_difference_of_log_probabilities() -> None:
             with trunk.use(role) as reader:
                 sums.append(float(reader.logprobs(reader.hidden(forest), branch_targets(forest)).sum()))
         assert kl == pytest.approx(sums[0] - sums[1], abs=1e-4)
+    trees = [
+        Tree(p.root, (one.tokens,), at) for at, (p, one) in enumerate(zip(prompts, answered.responses, strict=True))
+    ]
+    for role, scores in (("reward", answered.reward), ("judge", answered.judge)):
+        assert response_scores(trunk, role, trees, eos_id=2, row_tokens=40).tolist() == pytest.approx(scores.tolist())
+    assert answered.reward.tolist() != pytest.approx(answered.judge.tolist())
     same = answer_prompts(trunk, REFERENCE, prompts, how, reward_role="reward", judge_role="judge", row_tokens=40)
     assert not same.kl.any()
     assert all(math.isfinite(value) for value in answered.reward)

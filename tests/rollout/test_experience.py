@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from stackllama.errors import DataError
-from stackllama.model.roles import LoRA, Trunk
+from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings, response_scores, token_rewards
 from stackllama.tokens.batches import StepResult
-from stackllama.tokens.forest import Tree, last_tokens, plant
+from stackllama.tokens.forest import Tree, branch_targets, last_tokens, plant
 from tests.model.tiny import VOCABULARY, tiny_model
 
 EOS = 2
 ADAPTER = LoRA(4, 8.0, 0.0, ("q_proj", "v_proj", "up_proj"))
+TARGET = 0.5
+"""Near the KL that the moved policy has, so that the controller's error is not clipped."""
 
 
 def make_trunk(method: str = "lora", precision: torch.dtype = torch.float32) -> Trunk:
@@ -34,7 +36,7 @@ def make_trunk(method: str = "lora", precision: torch.dtype = torch.float32) -> 
     return trunk
 
 
-def make_source(trunk: Trunk, **changes: Any) -> ExperienceSource:
+def make_source(trunk: Trunk, *, target: float = 6.0, **changes: Any) -> ExperienceSource:
     draw = random.Random(0)
     prompts = [
         Tree(tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(3, 9))), (), at) for at in range(20)
@@ -57,7 +59,7 @@ def make_source(trunk: Trunk, **changes: Any) -> ExperienceSource:
         prompts,
         settings=PPOSettings(**(numbers | changes)),
         sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
-        controller=kl.AdaptiveController(0.2, 6.0, 1000.0),
+        controller=kl.AdaptiveController(0.2, target, 1000.0),
         estimator=kl.k1,
         reward_role="reward",
     )
@@ -79,6 +81,90 @@ def test_at_step_0_every_ratio_is_1_and_kl_is_0_to_the_bit(method: str, precisio
         for row in batch.rows:
             now = policy.logprobs(policy.hidden(row.forest), row.targets)
             assert torch.equal(now.detach(), row.old_logprob_N)
+
+
+def moved_source(**changes: Any) -> tuple[Trunk, ExperienceSource]:
+    """A source whose policy has left the reference, with a value head that says something."""
+    trunk = make_trunk()
+    trunk.add_head(POLICY, ppo.HEAD, spread=0.5, seed=2)
+    draw = torch.Generator().manual_seed(5)
+    for role in (POLICY, "reward"):
+        for parameter in trunk.trainable(role).values():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+    return trunk, make_source(trunk, prompts=20, samples=8, minibatches=3, **changes)
+
+
+def read_alone(
+    trunk: Trunk, root: tuple[int, ...], response: tuple[int, ...]
+) -> tuple[list[float], list[float], float]:
+    """A response by itself: each token's log-ratio of policy to reference, each token's value, the reward of the whole."""
+    forest = plant([Tree(root, (response,))])
+    targets = branch_targets(forest)
+    with trunk.use(POLICY) as policy:
+        hidden_TD = policy.hidden(forest)
+        logprob_N = policy.logprobs(hidden_TD, targets)
+        value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N])
+    with trunk.use(REFERENCE) as reference:
+        logprob_N = logprob_N - reference.logprobs(reference.hidden(forest), targets)
+    ended = plant([Tree(root, (response if response[-1] == EOS else (*response, EOS),))])
+    with trunk.use("reward") as scorer:
+        score = scorer.score(reward.HEAD, scorer.hidden(ended)[-1:])
+    return logprob_N.tolist(), value_N.tolist(), float(score)
+
+
+def responses_of(row: ppo.PPORow) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(root, response) of each branch, in the row's order."""
+    tokens = row.forest.tokens_T.tolist()
+    return [(tuple(tokens[b.root_start : b.root_stop]), tuple(tokens[b.start : b.stop])) for b in row.forest.branches]
+
+
+def test_returns_are_what_each_response_earns_alone() -> None:
+    # With lambda 1 a return is, by definition, the discounted sum of what follows, whatever the values say: minus 0.2 per
+    # nat of log-ratio at each token, and at the last one the score, less 3 where the response was cut.
+    trunk, source = moved_source(
+        gamma=0.9, gae_lambda=1.0, whiten=False, missing_eos_penalty=3.0, epochs=1, target=TARGET
+    )
+    cut, log_ratios = [], []
+    while (batch := source.next()) is not None and batch.notes["round"] == 0.0:
+        for row in batch.rows:
+            returns, advantages = row.return_N.tolist(), row.advantage_N.tolist()
+            for root, response in responses_of(row):
+                log_ratio, values, score = read_alone(trunk, root, response)
+                cut.append(response[-1] != EOS)
+                log_ratios.append(sum(log_ratio))
+                earned = [-0.2 * nats for nats in log_ratio]
+                earned[-1] += score - 3.0 * cut[-1]
+                for at in range(len(response)):
+                    follows = sum(0.9**later * reward for later, reward in enumerate(earned[at:]))
+                    assert returns.pop(0) == pytest.approx(follows, abs=1e-4)
+                    assert advantages.pop(0) == pytest.approx(follows - values[at], abs=1e-4)
+            assert not returns
+        notes = batch.notes
+        source.observe(result())
+    assert len(cut) == 160
+    assert 0 < sum(cut) < 160
+    assert notes["kl"] == pytest.approx(sum(log_ratios) / 160, abs=1e-4)
+    assert abs(notes["kl"]) > 0.01
+    # The controller moves by the relative error, here small enough not to be clipped, times 160 episodes of the
+    # horizon's 1,000.
+    error = notes["kl"] / TARGET - 1.0
+    assert 0.01 < abs(error) < 0.2
+    assert source.state_dict()["controller"]["coefficient"] == pytest.approx(0.2 * (1 + error * 160 / 1000))
+
+
+def test_whitened_advantages_are_the_plain_ones_moved_to_mean_0_and_deviation_1() -> None:
+    rounds = []
+    for whiten in (False, True):
+        _, source = moved_source(whiten=whiten, epochs=1)
+        parts = []
+        while (batch := source.next()) is not None and batch.notes["round"] == 0.0:
+            parts += [row.advantage_N for row in batch.rows]
+            source.observe(result())
+        rounds.append(torch.cat(parts))
+    plain, whitened = rounds
+    assert float(whitened.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(whitened.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
+    assert torch.allclose(whitened, (plain - plain.mean()) / plain.std(correction=0), atol=1e-3)
 
 
 def test_rewards_are_minus_the_charge_and_the_score_at_the_last_token() -> None:

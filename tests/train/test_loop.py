@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def make_loop(
 
 def weights(loop: Loop[SftRow]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in loop.trunk.state("sft").items()}
+
+
+def test_the_schedule_decides_how_far_a_step_goes(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    loop.learning_rate = lambda step: 0.0 if step else 1e-2
+    seen = [weights(loop)]
+    loop.after_step = (lambda result: seen.append(weights(loop)),)
+    loop.run()
+    assert len(seen) > 2
+    moved = [any(not torch.equal(old[name], new[name]) for name in old) for old, new in pairwise(seen)]
+    assert moved == [True] + [False] * (len(moved) - 1)
 
 
 def test_resumed_equals_uninterrupted_to_the_bit_with_dropout_and_everything(tmp_path: Path) -> None:
