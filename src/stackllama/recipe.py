@@ -204,7 +204,7 @@ class Evaluate(Section):
     max_new_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens; none: as in `ppo`.")
     resamples: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval, as a fraction.")
-    perplexity_answers: int = Field(200, ge=1, description="Held-out answers whose perplexity is measured.")
+    perplexity_answers: int = Field(200, ge=2, description="Held-out answers whose perplexity is measured.")
     side_by_side: int = Field(10, ge=0, le=1000, description="Pairs of answers shown in the report.")
 
 

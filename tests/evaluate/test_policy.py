@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from stackllama.evaluate.policy import answer_prompts, distinct, likelihood, repetition
+from stackllama.evaluate.policy import Answered, answer_prompts, distinct, likelihood, repetition, tie_equal_answers
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import reward
-from stackllama.rollout.engine import Sampling
+from stackllama.rollout.engine import Response, Sampling
 from stackllama.rollout.experience import response_scores
 from stackllama.tokens.forest import Tree, branch_targets, plant
 from tests.model.tiny import VOCABULARY, tiny_model
@@ -65,3 +66,17 @@ def test_divergence_is_the_summed_difference_of_log_probabilities() -> None:
     same = answer_prompts(trunk, REFERENCE, prompts, how, reward_role="reward", judge_role="judge", row_tokens=40)
     assert not same.kl.any()
     assert all(math.isfinite(value) for value in answered.reward)
+
+
+def test_equal_answers_tie_whatever_the_last_bits_of_their_scores() -> None:
+    def answered(tokens: list[tuple[int, ...]], scores: list[float]) -> Answered:
+        responses = tuple(Response(one, (0.0,) * len(one), "eos") for one in tokens)
+        return Answered(responses, np.array(scores), np.array(scores) * 10, np.array([0.5, 0.25]))
+
+    first = answered([(5, 2), (6, 2)], [0.3, 0.7])
+    second = answered([(5, 2), (7, 2)], [0.3000001, 0.9])
+    found = tie_equal_answers(second, first)
+    assert found.reward.tolist() == [0.3, 0.9]
+    assert found.judge.tolist() == [3.0, 9.0]
+    assert found.kl.tolist() == [0.5, 0.25]
+    assert found.responses == second.responses

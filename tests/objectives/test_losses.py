@@ -75,9 +75,9 @@ def test_reward_loss_is_the_mean_over_questions_of_the_mean_over_pairs() -> None
 
 
 def test_a_fitted_head_on_one_pair_worked_by_hand() -> None:
-    # One pair: every one of the 64 features is +1 or -1 once scaled, so the weights are all c, the margin is z = 64 c, and
-    # the loss log(1 + exp(-z)) + 0.01 / 2 * 64 (z / 64)^2 is least where sigmoid(-z) = z / 6400: z = 6.84, by trial:
-    # sigmoid(-6.84) = 0.0010689, 6.84 / 6400 = 0.0010688.
+    # One pair: every one of the 64 features is +1 or -1 once scaled, so the weights are all c, the margin is z = 64 c,
+    # and the loss log(1 + exp(-z)) + 0.01 / 2 * 64 (z / 64)^2 is least where sigmoid(-z) = z / 6400: z = 6.84, by
+    # trial: sigmoid(-6.84) = 0.0010689, 6.84 / 6400 = 0.0010688.
     trunk = reward_trunk()
     before = {name: tensor.clone() for name, tensor in trunk.state("reward").items()}
     row = reward_row([PairedTree(Tree((5, 6), ((7, 2), (8, 2)), 0), ((1, 0),), 1.0, (0, 1))])
@@ -90,9 +90,7 @@ def test_a_fitted_head_on_one_pair_worked_by_hand() -> None:
 
 
 def test_a_fitted_head_does_not_depend_on_how_questions_are_packed() -> None:
-    trees = [
-        PairedTree(tree, ((0, 1),), 1.0, (0, 1)) for tree in random_trees(4, trees=12) if len(tree.branches) > 1
-    ]
+    trees = [PairedTree(tree, ((0, 1),), 1.0, (0, 1)) for tree in random_trees(4, trees=12) if len(tree.branches) > 1]
     heads = []
     for rows in ([trees], [[tree] for tree in reversed(trees)]):
         trunk = reward_trunk()

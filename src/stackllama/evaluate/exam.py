@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stackllama.data.posts import Question
 from stackllama.errors import DataError
-from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition
+from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition, tie_equal_answers
 from stackllama.evaluate.statistics import Interval, interval, paired_difference, wins
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.rollout.engine import Sampling
@@ -82,6 +82,8 @@ def compare_policies(
         answered = answer_prompts(
             trunk, role, prompts, sampling, reward_role="reward", judge_role="judge", row_tokens=row_tokens
         )
+        if "sft" in sat:
+            answered = tie_equal_answers(answered, sat["sft"].answered)
         sat[name] = _paper(answered, tokenizer, shown, gold)
 
     def over(values_S: Floats) -> Interval:

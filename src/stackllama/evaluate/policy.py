@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -100,6 +100,19 @@ def answer_prompts(
         for scorer in (reward_role, judge_role)
     )
     return Answered(tuple(responses), reward, judge, _divergence(trunk, role, trees, row_tokens=row_tokens))
+
+
+def tie_equal_answers(answered: Answered, other: Answered) -> Answered:
+    """The same answers, with the other's scores wherever both said the same. In bf16 the last bits of a score depend on
+    the row that it was packed into, and equal answers must tie.
+    """
+    pairs = zip(answered.responses, other.responses, strict=True)
+    same = np.array([mine.tokens == theirs.tokens for mine, theirs in pairs])
+    return replace(
+        answered,
+        reward=np.where(same, other.reward, answered.reward),
+        judge=np.where(same, other.judge, answered.judge),
+    )
 
 
 def _divergence(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> Floats:

@@ -110,13 +110,13 @@ def perplexity_intervals(
     count = len(before[0])
     if count < 2:
         raise DataError("an interval needs at least two held-out questions: give more data, or a larger eval split")
-    drawn_RQ = np.random.default_rng(seed).integers(count, size=(resamples, count))
-
-    def resampled(of: tuple[Floats, Floats]) -> Floats:
-        return np.asarray(np.exp(of[0][drawn_RQ].sum(1) / of[1][drawn_RQ].sum(1)))
-
+    random = np.random.default_rng(seed)
+    draws = [np.empty(resamples), np.empty(resamples)]
+    for at in range(resamples):  # one by one: all at once would take resamples x questions numbers of memory
+        drawn_Q = random.integers(count, size=count)
+        for perplexities_R, (nll, tokens) in zip(draws, (before, after), strict=True):
+            perplexities_R[at] = np.exp(nll[drawn_Q].sum() / tokens[drawn_Q].sum())
     values = [float(np.exp(nll.sum() / tokens.sum())) for nll, tokens in (before, after)]
-    draws = [resampled(before), resampled(after)]
     tail = (1 - confidence) / 2
     ends = [np.quantile(each, [tail, 1 - tail]) for each in (*draws, draws[1] - draws[0])]
     means = (*values, values[1] - values[0])
