@@ -86,10 +86,25 @@ def test_a_stage_too_early_says_what_to_type(journal: list[str], capsys: Capture
     assert main(["ppo", "quickstart"]) == 2
     error = capsys.readouterr().err
     assert "ppo needs data" in error
-    assert "stackllama data runs/quickstart/recipe.yaml" in error
+    advised = shlex.split(error.rpartition("first type: stackllama ")[2])
+    assert advised == ["data", "runs/quickstart/recipe.yaml"]
     assert journal == []
-    assert list(Path().iterdir()) == [Path("runs")]
-    assert list(Path("runs").iterdir()) == []
+    assert list(Path("runs").rglob("*")) == [Path("runs/quickstart"), Path("runs/quickstart/recipe.yaml")]
+    assert main(advised) == 0
+    assert journal == ["data 0"]
+
+
+def test_the_report_of_the_run_that_one_stands_in(
+    journal: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["data", "quickstart", "--folder", "kept"]) == 0
+    monkeypatch.chdir("kept/quickstart")
+    recipe = Path("recipe.yaml").read_bytes()
+    capsys.readouterr()
+    assert main(["report", "."]) == 0
+    assert journal[-1] == "report"
+    assert next_command(capsys) == ["chat", "."]
+    assert Path("recipe.yaml").read_bytes() == recipe
 
 
 def test_plain_documents_end_after_sft(journal: list[str], capsys: Capture) -> None:

@@ -214,6 +214,19 @@ def test_a_bad_override_is_named_as_it_was_typed(tmp_path: Path) -> None:
     assert "is not a list" in problem(tmp_path, SMALL, data__source="[a")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[2024-13-45]", "month must be in 1..12"), (f"[{'9' * 5000}]", "4300 digits"), ("[" * 5000, "recursion")],
+)
+def test_an_override_that_yaml_cannot_make_a_value_of_is_one_short_line(tmp_path: Path, text: str, reason: str) -> None:
+    message = problem(tmp_path, SMALL, data__source=text)
+    assert message.startswith("the value [")
+    assert "is not a list" in message
+    assert reason in message
+    assert len(message) < 400
+    assert len(message.splitlines()) == 1
+
+
 def test_recipes_do_not_change_after_loading() -> None:
     recipe = load_recipe("quickstart")
     with pytest.raises(ValidationError):
@@ -250,6 +263,17 @@ def test_a_run_folder_stands_for_its_recipe(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"without a recipe\.yaml"):
         find_recipe(str(tmp_path / "empty"))
+
+
+def test_a_packaged_recipe_is_found_whatever_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert find_recipe("quickstart") == packaged_recipes()["quickstart"]
+    write(tmp_path / "quickstart", SMALL, "recipe.yaml")
+    assert find_recipe("quickstart") == packaged_recipes()["quickstart"]
+    assert find_recipe("./quickstart") == Path("quickstart/recipe.yaml")
 
 
 def test_every_key_has_a_sentence_and_every_section_a_title() -> None:

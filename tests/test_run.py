@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import pytest
 from stackllama import run as run_module
 from stackllama.environment import changes, environment
 from stackllama.errors import RunError
-from stackllama.files import atomic_write_text, read_json
+from stackllama.files import atomic_write_json, atomic_write_text, read_json
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import known_keys, load_recipe, section_of
-from stackllama.run import NEEDS, STAGES, Run, differing_keys, find_run, first_touched, open_run
+from stackllama.run import NEEDS, STAGES, Run, differing_keys, find_run, first_touched, open_run, stage_outputs
 
 
 def recipe(folder: Path, **changed: Any) -> Recipe:
@@ -29,6 +30,14 @@ def complete(run: Run, stage: str, *, digest: str = "1", inputs: Mapping[str, st
     atomic_write_text(run.stage(stage) / "work", digest)
     run.finish(stage, outputs={"final": digest})
     return remarks
+
+
+def fail(given: Recipe) -> None:
+    """A run whose first stage finds its input missing."""
+    with open_run(given) as run:
+        run.begin("data")
+        atomic_write_text(run.stage("data") / "seconds.json", "0.1")
+        raise RunError("the dump is missing")
 
 
 def names(folder: Path) -> list[str]:
@@ -66,11 +75,15 @@ def test_lineage_ties_the_stages_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if NEEDS[stage]])
 def test_a_stage_says_what_to_type_first(tmp_path: Path, stage: str) -> None:
-    with open_run(recipe(tmp_path)) as run:
-        with pytest.raises(
-            RunError, match=r"needs data, which has not been run.*first type: stackllama data \S+/recipe.yaml"
-        ):
+    def too_early() -> None:
+        with open_run(recipe(tmp_path)) as run:
             run.begin(stage)
+
+    with pytest.raises(RunError, match=r"needs data, which has not been run.*first type: stackllama data") as caught:
+        too_early()
+    assert names(tmp_path / "x") == ["recipe.yaml"]
+    assert load_recipe(shlex.split(str(caught.value))[-1]) == recipe(tmp_path)
+    with open_run(recipe(tmp_path)) as run:
         complete(run, "data")
         run.begin("sft")
         atomic_write_text(run.stage("sft") / "half", "")
@@ -158,15 +171,32 @@ def test_other_versions_or_threads_are_remarked_on(tmp_path: Path, monkeypatch: 
 
 
 def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:
-    def fail() -> None:
-        with open_run(recipe(tmp_path)) as run:
-            run.begin("data")
-            atomic_write_text(run.stage("data") / "seconds.json", "0.1")
-            raise RunError("the dump is missing")
-
     with pytest.raises(RunError, match="the dump is missing"):
-        fail()
+        fail(recipe(tmp_path))
     assert names(tmp_path) == []
+
+
+def test_what_was_there_before_outlives_a_run_that_never_began(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(RunError, match="the dump is missing"):
+        fail(recipe(tmp_path))
+    assert names(tmp_path / "x") == []
+    atomic_write_text(tmp_path / "x" / "recipe.yaml", f"{{name: x, folder: {tmp_path}, data: {{source: embedded}}}}")
+    with pytest.raises(RunError, match="the dump is missing"):
+        fail(load_recipe(tmp_path / "x"))
+    assert names(tmp_path / "x") == ["recipe.yaml"]
+    assert load_recipe(tmp_path / "x") == recipe(tmp_path)
+
+
+def test_a_run_opens_where_it_lies_and_its_recipe_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data")
+    (tmp_path / "x").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    with open_run(recipe(tmp_path), Path()) as run:
+        assert run.name == "moved"
+        assert run.is_complete("data")
+    assert load_recipe(tmp_path / "moved") == recipe(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -226,15 +256,45 @@ def test_unknown_runs_list_the_known_ones(tmp_path: Path) -> None:
         find_run("nope", str(tmp_path))
 
 
-def test_a_broken_mark_is_named(tmp_path: Path) -> None:
+DAMAGED_RECORDS: list[Any] = [
+    [],
+    {"outputs": {}},
+    {"inputs": 3, "outputs": {}, "environment": {}},
+    {"inputs": {}, "outputs": ["final"], "environment": {}},
+    {"inputs": {}, "outputs": {"final": 1}, "environment": {}},
+    {"inputs": {}, "outputs": {}, "environment": None},
+]
+
+
+@pytest.mark.parametrize("mark", DAMAGED_RECORDS)
+def test_a_broken_mark_is_named(tmp_path: Path, mark: Any) -> None:
     with open_run(recipe(tmp_path)) as run:
         complete(run, "data")
-        (run.stage("data") / "complete.json").write_text("[]")
-        with pytest.raises(RunError, match=r"delete .*data and run data again"):
-            run.is_complete("data")
+        atomic_write_json(run.stage("data") / "complete.json", mark)
+        for look in (run.is_complete, run.outputs, lambda stage: stage_outputs(run.folder, stage)):
+            with pytest.raises(RunError, match=r"delete .*data and run data again"):
+                look("data")
+
+
+@pytest.mark.parametrize("record", DAMAGED_RECORDS)
+def test_a_broken_lineage_is_named(tmp_path: Path, record: Any) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data")
+        for stages in ({"data": record}, [record]):
+            atomic_write_json(run.folder / "lineage.json", {"format": 1, "recipe": "", "stages": stages})
+            with pytest.raises(RunError, match=r"lineage.json is damaged"):
+                run.begin("data")
         (run.folder / "lineage.json").write_text('{"format": 99}')
         with pytest.raises(RunError, match="another version"):
             run.lineage()
+
+
+def test_outputs_are_read_without_the_lock(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        complete(run, "data", digest="d")
+        assert stage_outputs(run.folder, "data") == {"final": "d"}
+        with pytest.raises(RunError, match=r"sft has not been run in .*first type: stackllama sft \S+/x/recipe.yaml"):
+            stage_outputs(run.folder, "sft")
 
 
 def test_stages_stand_in_an_order_that_their_needs_allow() -> None:

@@ -13,6 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from stackllama import stages
+from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
+from stackllama.errors import RunError
+from stackllama.recipe_load import load_recipe
+from stackllama.run import open_run
 
 RECIPE = """
 base: {model: 0.2m, vocabulary: 600}
@@ -137,3 +144,28 @@ def test_ppo_by_adapter_on_the_same_trunk(whole: Path) -> None:
     write_recipe(folder, "lora")
     finish(stackllama(folder, "run", "small.yaml", "--name", "adapter"))
     assert json.loads((folder / "runs/adapter/summary.json").read_text())["ppo"]["kl"] is not None
+
+
+def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "MERGE_LOSS", float("-inf"))
+    changed = {"base.model": str(whole / SFT / FINAL), "sft.method": "lora", "sft.max_steps": "2"}
+    threads = str(torch.get_num_threads())
+    recipe = load_recipe(write_recipe(tmp_path), {"folder": str(tmp_path), "compute.threads": threads} | changed)
+    with open_run(recipe) as run:
+        stages.run_data(recipe, run)
+        stages.run_sft(recipe, run)
+        assert run.outputs(SFT).keys() == {FINAL, FROZEN}
+        assert load_trunk(recipe, run.folder).trunk.frozen == (SFT,)
+
+
+@pytest.mark.parametrize("damaged", ['"abc"', "[]", "null", "true", "-1", "NaN", "Infinity"])
+def test_a_broken_clock_is_named(tmp_path: Path, damaged: str) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), {"folder": str(tmp_path)})
+    with open_run(recipe) as run:
+        run.begin("data")
+        (run.stage("data") / "half").touch()
+        (run.stage("data") / "seconds.json").write_text(damaged)
+        with pytest.raises(RunError, match=r"data/seconds.json holds no number of seconds; delete it"):
+            stages.run_data(recipe, run)

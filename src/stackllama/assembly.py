@@ -15,10 +15,11 @@ from typing import TypedDict, TypeVar
 import torch
 
 from stackllama.data import store
+from stackllama.data.archive import digest_dump
 from stackllama.data.posts import Question
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError
-from stackllama.files import digest_file, digest_folder
+from stackllama.files import digest_folder
 from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
@@ -26,7 +27,7 @@ from stackllama.objectives import kl
 from stackllama.objectives.base import Objective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.rollout.experience import PPOSettings
-from stackllama.run import Run, available_threads
+from stackllama.run import COMMANDS, Run, available_threads, stage_outputs
 from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.sources import (
@@ -89,15 +90,14 @@ def stage_seed(recipe: Recipe, stage: str) -> int:
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
-    """Source -> hash of the dump's bytes; a source that is generated is named by the recipe alone."""
+    """Source -> hash of the files that are read of it; a source that is generated is named by the recipe alone.
+
+    Raises:
+        DumpError: when there is no dump, or one that cannot be read.
+    """
     if recipe.data.source in ((EMBEDDED,), (EMBEDDED_TEXT,)):
         return {}
-    paths = {source: Path(source) for source in recipe.data.source}
-    return {
-        source: digest_folder(path) if path.is_dir() else digest_file(path)
-        for source, path in paths.items()
-        if path.exists()  # what is missing is told by the reader, in better words
-    }
+    return {source: digest_dump(Path(source)) for source in recipe.data.source}
 
 
 def base_hashes(base: LoadedBase) -> dict[str, str]:
@@ -114,11 +114,12 @@ def check_fits(recipe: Recipe, base: LoadedBase) -> None:
     reward, ppo = recipe.reward, recipe.ppo
     lengths = {"sft.max_tokens": recipe.sft.max_tokens}
     if recipe.data.source != (EMBEDDED_TEXT,):
-        new = max(ppo.max_new_tokens, recipe.evaluate.max_new_tokens or 0)
+        # An answer that is cut off gets one more token before it is scored, its EOS.
+        new = max(ppo.max_new_tokens, recipe.evaluate.max_new_tokens or 0) + 1
         lengths |= {
             "reward.max_question_tokens + reward.max_answer_tokens": reward.max_question_tokens
             + reward.max_answer_tokens,
-            "ppo.max_prompt_tokens + max_new_tokens": ppo.max_prompt_tokens + new,
+            "ppo.max_prompt_tokens + max_new_tokens + 1": ppo.max_prompt_tokens + new,
         }
     for key, length in lengths.items():
         if length > base.context:
@@ -130,7 +131,8 @@ def check_fits(recipe: Recipe, base: LoadedBase) -> None:
 
 def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
     """Raise DataError, before anything is trained, where a later stage would find too little to work on."""
-    needs = {"answers of the eval split": (len(sft_trees(recipe, run, tokenizer, "eval").items), 2)}
+    answered = {tree.key for tree in sft_trees(recipe, run, tokenizer, "eval").items}
+    needs = {"questions with an answer in the eval split": (len(answered), 2)}
     if recipe.data.source != (EMBEDDED_TEXT,):
         for split in ("reward", "judge", "eval"):
             found = {one.tree.key for one in paired_trees(recipe, run, tokenizer, split)[1].items}
@@ -179,27 +181,45 @@ def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
     """The trunk that the SFT stage of the run in ``folder`` left, with its adapter live where it was not merged.
 
     Raises:
-        ModelError: when SFT has not ended, or its files are damaged.
+        RunError: when SFT has not ended.
+        ModelError: when its files are damaged, or are not those that it left.
     """
-    final = folder / SFT / FINAL
-    if not final.is_dir():
-        raise ModelError(f"{final} does not exist: this run has no SFT model yet; run the sft stage first")
+    final, frozen = folder / SFT / FINAL, folder / SFT / FROZEN
+    digest = recorded_digest(folder, SFT, FINAL)
     loaded = load_model(final, weight_type(recipe), attention="forest")
-    digest = digest_folder(final)
     trunk = Trunk(loaded.model, precision=precision(recipe))
-    frozen = folder / SFT / FROZEN
-    if frozen.is_dir():
-        digest += digest_folder(frozen)
+    if frozen.is_dir() or FROZEN in stage_outputs(folder, SFT):
+        digest += recorded_digest(folder, SFT, FROZEN)
         load_role(frozen, trunk, SFT, trunk_hash="")
         trunk.freeze_under(SFT)
     return Assembled(trunk, loaded.tokenizer, digest)
 
 
 def load_roles(assembled: Assembled, folder: Path, *roles: str) -> None:
-    """Add trained roles of the run in ``folder``: "policy" from the ppo stage, "reward" and "judge" from their own."""
+    """Add trained roles of the run in ``folder``: "policy" from the ppo stage, "reward" and "judge" from their own.
+
+    Raises:
+        RunError: when a role's stage has not ended.
+        ModelError: when its files are damaged, or are not those that it left.
+    """
     for role in roles:
         stage = {"policy": "ppo"}.get(role, role)
+        recorded_digest(folder, stage, FINAL)
         load_role(folder / stage / FINAL, assembled.trunk, role, trunk_hash=assembled.trunk_hash)
+
+
+def recorded_digest(folder: Path, stage: str, part: str) -> str:
+    """Hash of a part of a complete stage of the run in ``folder``, such as ``final``.
+
+    Raises ModelError where it is not the hash that the stage noted: the lineage would tell what is not so.
+    """
+    noted, found = stage_outputs(folder, stage).get(part, "none"), digest_folder(folder / stage / part)
+    if found != noted:
+        raise ModelError(
+            f"{folder / stage / part} is not what the stage left there (hash {found[:12]}, noted {noted[:12]}); delete "
+            f"{folder / stage} and run {COMMANDS[stage]} again"
+        )
+    return found
 
 
 def training_texts(recipe: Recipe, run: Run) -> list[str]:

@@ -6,16 +6,18 @@ control characters, so a model cannot write to the terminal what the terminal wo
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from stackllama.assembly import Assembled, load_roles, load_trunk, prepare_machine
-from stackllama.errors import RecipeError
+from stackllama.errors import DataError, ModelError, RecipeError
 from stackllama.model.roles import REFERENCE
 from stackllama.recipe_load import load_recipe
 from stackllama.rollout.engine import Request, Sampling, stream
 from stackllama.rollout.experience import POLICY
+from stackllama.scoring import check_context, check_text
 from stackllama.tokens.template import encode_root
 from stackllama.tokens.tokenizer import Tokenizer
 
@@ -30,9 +32,13 @@ def chat(
 ) -> None:
     """Answer one question, or ask for questions until an empty line or the end of input.
 
+    At a terminal, a question that cannot be answered is told, and the next one is asked for.
+
     Raises:
         RecipeError: for a stage other than "ppo" or "sft".
-        ModelError: when the run has no such model yet.
+        DataError: for a question that is empty or no Unicode.
+        RunError: when the run has no such model yet.
+        ModelError: when the question and the longest answer are beyond the model's context.
     """
     if stage not in ROLES:
         raise RecipeError(f"chat has no stage {stage}; allowed: {', '.join(ROLES)}")
@@ -41,21 +47,35 @@ def chat(
     assembled = load_trunk(recipe, folder)
     if stage == "ppo":
         load_roles(assembled, folder, POLICY)
-    questions = [question] if question is not None else _asked()
+    interactive = question is None and sys.stdin.isatty()
+    questions = [question] if question is not None else _asked(interactive=interactive)
     for number, text in enumerate(questions):
-        for piece in answer(assembled, ROLES[stage], text, seed=seed, number=number, max_new_tokens=max_new_tokens):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        try:
+            for piece in answer(assembled, ROLES[stage], text, seed=seed, number=number, max_new_tokens=max_new_tokens):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except (DataError, ModelError) as error:
+            if not interactive:
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            sys.stdout.write("\n")
 
 
 def answer(
     assembled: Assembled, role: str, question: str, *, seed: int, number: int, max_new_tokens: int
 ) -> Iterator[str]:
-    """Pieces of the answer's text, as they come. number: of the question in the conversation; it keys the noise."""
+    """Pieces of the answer's text, as they come. number: of the question in the conversation; it keys the noise.
+
+    Raises:
+        DataError: for a question that is empty or no Unicode.
+        ModelError: when the question and the longest answer are beyond the model's context.
+    """
+    check_text("question", question)
     tokenizer = assembled.tokenizer
     how = Sampling(seed, max_new_tokens, tokenizer.eos_id, slots=1, temperature=TEMPERATURE, top_p=TOP_P)
     request = Request(number, tuple(encode_root(tokenizer, question)))
+    check_context(assembled.trunk, {"a question": len(request.prompt), "an answer": max_new_tokens})
     with assembled.trunk.use(role) as policy:
         yield from _pieces(tokenizer, stream(policy, request, how))
 
@@ -77,8 +97,9 @@ def printable(text: str) -> str:
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
-def _asked() -> Iterator[str]:
-    interactive = sys.stdin.isatty()
+def _asked(*, interactive: bool) -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments: what is no UTF-8 is told by its question
     while True:
         if interactive:
             sys.stdout.write("\nquestion> ")

@@ -111,8 +111,8 @@ def report(arguments: Arguments) -> None:
     from stackllama.run import find_run, open_run
 
     folder = find_run(arguments.options.run)
-    recipe = load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
-    with open_run(recipe) as opened:
+    recipe = load_recipe(folder / "recipe.yaml")
+    with open_run(recipe, folder) as opened:
         from stackllama.stages import run_report
 
         run_report(recipe, opened)

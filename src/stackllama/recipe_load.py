@@ -22,6 +22,7 @@ from stackllama.recipe import Recipe
 
 MAX_BYTES = 1 << 20
 """A recipe is a page of text; anything larger is some other file."""
+_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,14 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) 
 
 
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe: a path, or the name of a recipe that comes with the package."""
+    """The file of a recipe: a path, or the name of a recipe that comes with the package.
+
+    A packaged recipe's bare name means that recipe, whatever is called so in the working directory (./NAME is that):
+    `stackllama quickstart` is the same everywhere.
+    """
+    packaged = packaged_recipes()
+    if recipe in packaged:
+        return packaged[recipe]
     path = Path(recipe)
     if path.is_file():
         return path
@@ -70,9 +78,6 @@ def find_recipe(recipe: str) -> Path:
         if (path / "recipe.yaml").is_file():  # a run's folder holds its resolved recipe
             return path / "recipe.yaml"
         raise RecipeError(f"recipe {recipe} is a folder without a recipe.yaml; name a YAML file")
-    packaged = packaged_recipes()
-    if recipe in packaged:
-        return packaged[recipe]
     raise RecipeError(
         f"recipe {recipe} does not exist; name a YAML file, or one that comes with the package: "
         f"{', '.join(packaged) or 'none found'}"
@@ -100,8 +105,12 @@ def parse_value(text: str) -> object:
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"the value {text} is not a list: {_yaml_problem(error)}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a month 13, a number without end
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+            raise RecipeError(
+                f"the value {shown} is not a list: {_yaml_problem(error)}; write a list such as [a, b], or put the "
+                "text in quotes"
+            ) from error
     return text
 
 

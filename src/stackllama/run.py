@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ FIRST_TOUCHED = {
 """First stage that a key, or any key of a section, changes. Keys that are not here change nothing that is kept."""
 
 _FORMAT = 1
-_OWN_FILES = ("recipe.yaml", "lineage.json", ".lock")
+_RECIPE = "recipe.yaml"
+_OWN_FILES = (_RECIPE, "lineage.json", ".lock")
 _TIMING = "seconds.json"
 """A stage's clock: alone in a stage's folder it means that the stage failed before it made anything."""
 
@@ -66,11 +68,12 @@ _TIMING = "seconds.json"
 class Run:
     """An open, locked run folder. Use it in a `with`; made by `open_run`."""
 
-    def __init__(self, folder: Path, *, recipe_digest: str, threads: int, lock: int) -> None:
+    def __init__(self, folder: Path, *, recipe_digest: str, threads: int, lock: int, found: frozenset[str]) -> None:
         self.folder = folder
         self._recipe_digest = recipe_digest
         self._threads = threads
         self._lock: int | None = lock
+        self._stays = found  # what `close` does not remove: names of own files, and "." for the folder itself
 
     def __enter__(self) -> Run:
         return self
@@ -83,7 +86,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     def stage(self, stage: str) -> Path:
         """The folder of a stage, whether it exists or not."""
@@ -149,22 +152,19 @@ class Run:
         return _lineage(self.folder)
 
     def close(self) -> None:
-        """Let go of the folder. Where no stage has written anything, nothing of the run is left behind."""
+        """Let go of the folder. Where no stage has written anything, nothing that was made here is left behind.
+
+        What was there before stays, and so does a recipe that an error points to.
+        """
         if self._lock is None:
             return
         if not any(self._has_begun(stage) for stage in STAGES):
-            _remove_unused(self.folder)
+            self._remove_unused()
         os.close(self._lock)
         self._lock = None
 
     def _marker(self, stage: str) -> dict[str, Any] | None:
-        path = self.stage(stage) / "complete.json"
-        if not path.exists():
-            return None
-        marker = read_json(path)
-        if not isinstance(marker, dict) or not {"inputs", "outputs"} <= marker.keys():
-            raise RunError(f"{path} is not a stage's mark; delete {path.parent} and run {COMMANDS[stage]} again")
-        return marker
+        return _marker(self.folder, stage)
 
     def _made_from(self, stage: str) -> dict[str, str]:
         return {earlier: digest_json(self.outputs(earlier)) for earlier in NEEDS[stage]}
@@ -180,11 +180,22 @@ class Run:
             )
 
     def _missing(self, stage: str, *, needed_by: str | None) -> RunError:
-        reason = f"{needed_by} needs {stage}, which" if needed_by else stage
-        state = "is not complete" if self._has_begun(stage) else "has not been run"
-        return RunError(
-            f"{reason} {state} in {self.folder}; first type: stackllama {COMMANDS[stage]} {self.folder / 'recipe.yaml'}"
-        )
+        self._stays |= {_RECIPE}  # the message points to it
+        return _missing(self.folder, stage, needed_by=needed_by)
+
+    def _remove_unused(self) -> None:
+        """Remove what this run has made, while no stage has begun, unless there is something in it that is not ours."""
+        for stage in STAGES:
+            shutil.rmtree(self.stage(stage), ignore_errors=True)
+        if _foreign(self.folder):
+            return
+        for name in _OWN_FILES:
+            if name not in self._stays:
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink()
+        if "." not in self._stays:
+            with contextlib.suppress(OSError):  # not empty where its recipe stays
+                self.folder.rmdir()
 
     def _has_begun(self, stage: str) -> bool:
         return _has_begun(self.folder, stage)
@@ -197,24 +208,28 @@ class Run:
             raise
 
 
-def open_run(recipe: Recipe) -> Run:
+def open_run(recipe: Recipe, folder: Path | None = None) -> Run:
     """Make the recipe's run folder, or open it again, and lock it.
+
+    folder: where the run is, if that is not where its recipe puts it; for a run that was moved or is seen from inside.
 
     A folder whose recipe differs in a key that a begun stage depends on is refused; other changes are taken over.
 
     Errors: RunError for a folder that is no run, is in use by another process, holds another recipe, or cannot be made.
     """
-    folder = Path(recipe.folder) / recipe.name
+    folder = folder or Path(recipe.folder) / recipe.name
+    found = {"."} if folder.exists() else set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise_if_full(error, folder)
         raise RunError(f"{folder} cannot be made: {error.strerror}; choose another --name or --folder") from error
-    if _foreign(folder) and not (folder / "recipe.yaml").is_file():
+    if _foreign(folder) and not (folder / _RECIPE).is_file():
         raise RunError(f"{folder} holds other files and no recipe.yaml, so it is no run; choose another --name")
     lock = _lock(folder)
     try:
-        stored = folder / "recipe.yaml"
+        stored = folder / _RECIPE
+        found |= {name for name in (_RECIPE, "lineage.json") if (folder / name).exists()}
         if stored.is_file():
             _refuse_other_recipe(folder, load_recipe(stored), recipe)
         text = to_yaml(recipe)
@@ -224,18 +239,30 @@ def open_run(recipe: Recipe) -> Run:
         os.close(lock)
         raise
     digest = digest_json(recipe.model_dump(mode="json", by_alias=True))
-    return Run(folder, recipe_digest=digest, threads=recipe.compute.threads or available_threads(), lock=lock)
+    threads = recipe.compute.threads or available_threads()
+    return Run(folder, recipe_digest=digest, threads=threads, lock=lock, found=frozenset(found))
 
 
 def find_run(run: str, folder: str = "runs") -> Path:
     """The folder of a run that exists, given its path or its name. For reading only: takes no lock."""
     for path in (Path(run), Path(folder) / run):
-        if (path / "recipe.yaml").is_file():
+        if (path / _RECIPE).is_file():
             return path
     known = sorted(path.parent.name for path in Path(folder).glob("*/recipe.yaml")) if Path(folder).is_dir() else []
     raise RunError(
         f"{run} is not a run; give a run's folder or name. In {folder}/ there is: {', '.join(known) or 'none'}"
     )
+
+
+def stage_outputs(folder: Path, stage: str) -> dict[str, str]:
+    """Name -> hash of what a stage of the run in `folder` made. For reading only: takes no lock.
+
+    Errors: RunError where the stage is not complete.
+    """
+    marker = _marker(folder, stage)
+    if marker is None:
+        raise _missing(folder, stage, needed_by=None)
+    return dict(marker["outputs"])
 
 
 def available_threads() -> int:
@@ -287,7 +314,39 @@ def _lineage(folder: Path) -> dict[str, Any]:
     lineage = read_json(path)
     if not isinstance(lineage, dict) or lineage.get("format") != _FORMAT:
         raise RunError(f"{path} was written by another version of stackllama; give the run another --name")
+    stages = lineage.get("stages")
+    if not isinstance(stages, dict) or not all(_is_record(record) for record in stages.values()):
+        raise RunError(f"{path} is damaged: stages is not what was written there; give the run another --name")
     return lineage
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a value of lineage.json's stages says what a stage was made from and where, and what it made."""
+    if not isinstance(record, dict) or not isinstance(record.get("environment"), dict):
+        return False
+    return _are_hashes(record.get("inputs")) and _are_hashes(record.get("outputs"))
+
+
+def _are_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+
+
+def _marker(folder: Path, stage: str) -> dict[str, Any] | None:
+    """What a stage's complete.json holds, None where there is none. Errors: RunError for a broken one."""
+    path = folder / stage / "complete.json"
+    if not path.exists():
+        return None
+    marker = read_json(path)
+    if not _is_record(marker):
+        raise RunError(f"{path} is not a stage's mark; delete {path.parent} and run {COMMANDS[stage]} again")
+    return dict(marker)
+
+
+def _missing(folder: Path, stage: str, *, needed_by: str | None) -> RunError:
+    reason = f"{needed_by} needs {stage}, which" if needed_by else stage
+    state = "is not complete" if _has_begun(folder, stage) else "has not been run"
+    first = shlex.join(["stackllama", COMMANDS[stage], str(folder / _RECIPE)])
+    return RunError(f"{reason} {state} in {folder}; first type: {first}")
 
 
 def _lock(folder: Path) -> int:
@@ -318,14 +377,6 @@ def _lock(folder: Path) -> int:
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 return descriptor
         os.close(descriptor)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove a run of which no stage has begun, unless there is something in it that is not ours."""
-    for stage in STAGES:
-        shutil.rmtree(folder / stage, ignore_errors=True)
-    if not _foreign(folder):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _foreign(folder: Path) -> bool:

@@ -40,6 +40,8 @@ from stackllama.assembly import (
 )
 from stackllama.data import build, store, synthetic
 from stackllama.data.posts import Question, ReadReport, read_questions
+from stackllama.data.splits import Ledger
+from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
 from stackllama.evaluate.policy import Likelihood, likelihood
 from stackllama.evaluate.preference import center_rewards, examine, judge_pairs
@@ -82,8 +84,9 @@ def run_data(recipe: Recipe, run: Run) -> None:
             documents = synthetic.world_documents(recipe.data.documents, stage_seed(recipe, "data"))
             build.write_documents(folder, documents, fractions=fractions)
         else:
-            questions, counts = build.gather(_reads(recipe, folder))
             ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
+            Ledger.open(ledger)  # one that cannot be used is told before hours of reading
+            questions, counts = build.gather(_reads(recipe, folder))
             counts["dropped"] |= build.write_splits(
                 folder, questions, fractions=fractions, max_pairs=recipe.data.max_pairs, ledger=ledger
             )
@@ -161,6 +164,7 @@ def run_sft(recipe: Recipe, run: Run) -> None:
         rate = train(recipe, run, "sft", trunk, SftObjective(), source, recipe.sft, steps, shown=shown)
         live = _read(recipe, trunk, SFT, sample)
         after = live if recipe.sft.method == "full" else _merge_or_keep(recipe, trunk, sample, before, live)
+        parts = (FINAL, FROZEN) if trunk.frozen else (FINAL,)
         _save_trunk(folder, trunk, loaded.tokenizer)
         first, second, change = perplexity_intervals(
             (before.nll, before.tokens), (after.nll, after.tokens), **resampling(recipe)
@@ -174,14 +178,17 @@ def run_sft(recipe: Recipe, run: Run) -> None:
             "steps": steps,
         }
         merge_summary(run.folder, {"name": run.name, "confidence": recipe.evaluate.confidence, "sft": numbers})
-        outputs |= {FINAL: digest_folder(folder / FINAL)}
+        outputs |= {part: digest_folder(folder / part) for part in parts}
 
 
 def _first_answers(trees: Sequence[Tree], count: int) -> list[Tree]:
-    """The first trees that hold `count` answers together (documents count as one each)."""
+    """The first trees that hold `count` answers together (documents count as one each), of two questions at least:
+    fewer have no interval.
+    """
     chosen: list[Tree] = []
     for tree in trees:
-        if sum(max(1, len(one.branches)) for one in chosen) >= count:
+        enough = sum(max(1, len(one.branches)) for one in chosen) >= count
+        if enough and len({one.key for one in chosen}) > 1:
             break
         chosen.append(tree)
     return chosen
@@ -343,7 +350,7 @@ def _stage(run: Run, stage: str, *, inputs: Mapping[str, str] | None = None) -> 
     folder, outputs = run.stage(stage), dict[str, str]()
     start = time.perf_counter()
     kept = folder / "seconds.json"
-    before = float(read_json(kept)) if kept.exists() else 0.0
+    before = _seconds(kept) if kept.exists() else 0.0
     try:
         yield folder, outputs
     finally:
@@ -351,6 +358,14 @@ def _stage(run: Run, stage: str, *, inputs: Mapping[str, str] | None = None) -> 
         atomic_write_json(kept, seconds)
     merge_summary(run.folder, {"seconds": {stage: seconds}})
     run.finish(stage, outputs=outputs)
+
+
+def _seconds(path: Path) -> float:
+    """The seconds that a stage's clock shows."""
+    seconds = read_json(path)
+    if type(seconds) not in (int, float) or not 0 <= seconds < float("inf"):
+        raise RunError(f"{path} holds no number of seconds; delete it and give the same command again")
+    return float(seconds)
 
 
 def _merge_or_keep(

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import py7zr
 import pytest
 
 from stackllama.data import archive
-from stackllama.data.archive import open_tables
+from stackllama.data.archive import FileTables, digest_dump, open_tables
+from stackllama.data.dump import ByteStream
+from stackllama.data.posts import read_questions
 from stackllama.errors import DumpError
 from tests.data.dumps import answer, question, site, table
 
@@ -116,6 +119,38 @@ def test_missing_and_foreign_inputs_are_named(tmp_path: Path) -> None:
     for path, message in cases.items():
         with pytest.raises(DumpError, match=message), open_tables(path):
             pass
+
+
+def test_what_is_read_of_a_dump_is_hashed_and_nothing_else(tmp_path: Path) -> None:
+    folder = site(tmp_path / "beer", [question(1)], [{"Id": "7", "DisplayName": "Ada"}])
+    pack(tmp_path / "big-Posts.7z", {"Posts.xml": POSTS})
+    pack(tmp_path / "big-Users.7z", {"Users.xml": USERS})
+    dumps = [folder, folder / "Posts.xml", tmp_path / "big-Posts.7z"]
+    before = [digest_dump(path) for path in dumps]
+    (folder / "runs").mkdir()
+    for other in (folder / "runs" / "recipe.yaml", folder / "Badges.xml", folder / "notes.txt"):
+        other.write_text("x")
+    assert [digest_dump(path) for path in dumps] == before
+    site(folder, [question(1)], [{"Id": "7", "DisplayName": "Bob"}])
+    pack(tmp_path / "big-Users.7z", {"Users.xml": USERS.replace(b"Ada", b"Bob")})
+    assert not set(before) & {digest_dump(path) for path in dumps}
+    (folder / "Users.xml").unlink()
+    (folder / "Users.xml").mkdir()  # stands for whatever cannot be read: tests may run as root, who reads everything
+    with pytest.raises(DumpError, match=r"Users\.xml cannot be read: Is a directory; "):
+        digest_dump(folder / "Posts.xml")
+
+
+def test_the_tables_that_are_hashed_are_those_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def streams(self: FileTables, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
+        asked.append(tuple(names))
+        return original(self, names)
+
+    original = FileTables.streams
+    monkeypatch.setattr(FileTables, "streams", streams)
+    read_questions(site(tmp_path / "beer", [question(1), answer(2, 1)]))
+    assert asked == [archive.TABLES]
 
 
 def test_a_cut_archive_is_refused_at_every_length(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from stackllama.data import build, store
 from stackllama.data.posts import read_questions
 from stackllama.data.synthetic import SITE, world_documents, write_dump
+from stackllama.errors import DataError, RunError
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
 
@@ -42,6 +43,21 @@ def test_every_question_is_in_exactly_one_split_and_again_in_the_same(dump: Path
     assert found[0] == found[1]
     assert sorted(number for numbers in found[0].values() for number in numbers) == sorted(q.id for q in questions)
     assert "judge" not in found[0]
+
+
+def test_a_ledger_that_cannot_be_kept_is_told_before_anything_is_written(dump: Path, tmp_path: Path) -> None:
+    questions, _ = build.gather([read_questions(dump, site=SITE)])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    cases = [
+        (tmp_path / "folder", DataError, "is a folder"),
+        (tmp_path / "file" / "x.parquet", RunError, "cannot be written"),
+        (tmp_path / ("x" * 5000), DataError, "no ledger"),
+    ]
+    for ledger, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            build.write_splits(tmp_path / "store", questions, fractions=FRACTIONS, max_pairs=2, ledger=ledger)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_documents_are_shared_out_without_loss(tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ SOUP = [
     f"<{end}{tag}>" for tag in ("p", "ul", "li", "em", "code", "pre", "table", "tr", "td", "h1") for end in ("", "/")
 ]
 SOUP += ["<blockquote>", "</blockquote>", "<a href='x'>", "</a>", "<br>", "<!-- -->", "w", "&lt;", "<", ">"]
+ENDLESS = f"&#{'9' * 5000};"  # Python reads no number of more than 4300 digits
+SOUP += [ENDLESS, ENDLESS.removesuffix(";"), f"&#x{'9' * 5000};", f"<a href='{ENDLESS}'>"]
 
 
 @settings(max_examples=500, deadline=None)
@@ -175,6 +177,14 @@ def test_any_soup_gives_an_output_and_keeps_its_words(pieces: list[str]) -> None
     html = "".join(pieces)
     seen = re.sub(r"<!--.*?-->", "", html, flags=re.DOTALL)
     assert to_markdown(html).count("w") == seen.count("w")
+    assert plain_length(html) >= 0
+
+
+def test_a_number_that_no_character_has_becomes_the_replacement_character_wherever_it_stands() -> None:
+    html = f'<p>a{ENDLESS}b <code>{ENDLESS}</code> <a href="x{ENDLESS}">c</a></p><pre>{ENDLESS}</pre>{ENDLESS}'
+    assert to_markdown(html) == "a\ufffdb `\ufffd` [c](x\ufffd)\n\n```\n\ufffd\n```\n\n\ufffd"
+    assert plain_length(f"a{ENDLESS}b") == 3
+    assert to_markdown("&#65;&#0000065;&#x41;") == "AAA"
 
 
 @pytest.mark.dumps

@@ -80,6 +80,18 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         Ledger().save(tmp_path / "bad" / "ledger")
 
 
+def test_opening_a_ledger_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
+    assert Ledger.open(tmp_path / "ledger").past == {}
+    assert list(tmp_path.iterdir()) == []
+    ledger = Ledger()
+    ledger.assign([("s", 1)], fractions=FRACTIONS)
+    ledger.save(tmp_path / "ledger")
+    content = (tmp_path / "ledger").read_bytes()
+    assert Ledger.open(tmp_path / "ledger").past == ledger.past
+    assert (tmp_path / "ledger").read_bytes() == content
+    assert list(tmp_path.iterdir()) == [tmp_path / "ledger"]
+
+
 def test_a_cluster_is_never_divided() -> None:
     keys = [("s", number) for number in range(300)]
     clusters = {key: ("s", key[1] - key[1] % 3) for key in keys}

@@ -347,14 +347,6 @@ def test_broken_file_is_named(bare: Path, name: str, content: str) -> None:
 
 
 def test_unknown_and_odd_values_break_nothing_and_show_nowhere(bare: Path) -> None:
-    odd: dict[str, Any] = {
-        "sft": None,
-        "reward": {"accuracy": "high", "mystery": 4242.5},
-        "ppo": [],
-        "gold": {"sft": float("nan")},
-        "mystery": 4242.5,
-    }
-    (bare / "summary.json").write_text(json.dumps(odd), "utf-8")
     edit(bare / "evaluate" / "policy.json", sft=None, mystery=4242.5)
     edit(bare / "data" / "report.json", splits=7, dropped=None, mystery=4242.5)
     samples = [{"answers": [{"role": "ppo", "mystery": 4242.5}, 7]}, {}, 3, {"answers": 7, "question": None, "url": 7}]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from stackllama.report.reading import number, read_log
+import pytest
+
+from stackllama.errors import RunError
+from stackllama.report.reading import number, read_log, read_run
 
 
 def test_log_survives_kills(tmp_path: Path) -> None:
@@ -31,3 +36,24 @@ def test_only_finite_numbers_are_numbers() -> None:
     assert [number(tree, "a", key) for key in "cdef"] == [None] * 4
     assert number(tree, "a", "b", "c") is None
     assert number(None, "a") is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"ppo": 3},
+        {"sft": None},
+        {"ppo": []},
+        {"reward": {"accuracy": "high"}},
+        {"reward": {"mystery": 1.0}},
+        {"gold": {"sft": float("nan")}},
+        {"mystery": 1.0},
+    ],
+)
+def test_a_summary_that_does_not_fit_its_schema_is_refused(tmp_path: Path, damaged: dict[str, Any]) -> None:
+    summary = {"name": "x", "data": {"questions": 3}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
+    assert read_run(tmp_path).summary == summary
+    (tmp_path / "summary.json").write_text(json.dumps(summary | damaged), "utf-8")
+    with pytest.raises(RunError, match=rf"summary.json: {next(iter(damaged))}.* does not fit"):
+        read_run(tmp_path)

@@ -97,7 +97,7 @@ def moved_source(**changes: Any) -> tuple[Trunk, ExperienceSource]:
 def read_alone(
     trunk: Trunk, root: tuple[int, ...], response: tuple[int, ...]
 ) -> tuple[list[float], list[float], float]:
-    """A response by itself: each token's log-ratio of policy to reference, each token's value, the reward of the whole."""
+    """A response by itself: each token's log-ratio of policy to reference, each token's value, the whole's reward."""
     forest = plant([Tree(root, (response,))])
     targets = branch_targets(forest)
     with trunk.use(POLICY) as policy:
@@ -119,8 +119,8 @@ def responses_of(row: ppo.PPORow) -> list[tuple[tuple[int, ...], tuple[int, ...]
 
 
 def test_returns_are_what_each_response_earns_alone() -> None:
-    # With lambda 1 a return is, by definition, the discounted sum of what follows, whatever the values say: minus 0.2 per
-    # nat of log-ratio at each token, and at the last one the score, less 3 where the response was cut.
+    # With lambda 1 a return is, by definition, the discounted sum of what follows, whatever the values say: minus 0.2
+    # per nat of log-ratio at each token, and at the last one the score, less 3 where the response was cut.
     trunk, source = moved_source(
         gamma=0.9, gae_lambda=1.0, whiten=False, missing_eos_penalty=3.0, epochs=1, target=TARGET
     )

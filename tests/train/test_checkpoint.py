@@ -271,6 +271,26 @@ def test_each_key_dropped_from_the_manifest_is_missed(tmp_path: Path, key: str) 
         load_latest(tmp_path)
 
 
+@pytest.mark.parametrize("damaged", [None, 3, "y", {"x": 1}, [3], [["x"]], [{}, "x"]])
+def test_other_values_than_names_are_refused(tmp_path: Path, damaged: Any) -> None:
+    folder = save(tmp_path, 1, {"x": torch.zeros(1)})
+    rewrite(folder / "state.json", lambda content: content.update(x={"$tensor": damaged}))
+    with pytest.raises(CheckpointError, match=r"step-00000001 is damaged: (the tensors of|\S+ lacks|\S+ has)"):
+        load_latest(tmp_path)
+    save(tmp_path, 1, {"x": torch.zeros(1)})
+    rewrite(folder / "manifest.json", lambda manifest: manifest.update(keys=damaged))
+    with pytest.raises(CheckpointError, match=r"step-00000001 is damaged: keys in manifest.json are not a list"):
+        load_latest(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", [None, [], "state.json", {"state.json": []}])
+def test_other_values_than_files_are_refused(tmp_path: Path, damaged: Any) -> None:
+    folder = save(tmp_path, 1, {"x": 1})
+    rewrite(folder / "manifest.json", lambda manifest: manifest.update(files=damaged))
+    with pytest.raises(CheckpointError, match=r"step-00000001 is damaged: .*Delete that folder"):
+        load_latest(tmp_path)
+
+
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, 1, state())
     rewrite(folder / "state.json", lambda content: content.update(stray=1))

@@ -25,6 +25,10 @@ from py7zr.io import Py7zIO, WriterFactory
 
 from stackllama.data.dump import ByteStream
 from stackllama.errors import DumpError
+from stackllama.files import digest_file, digest_json
+
+TABLES = ("Posts", "Users")
+"""What is read of a dump."""
 
 MAGIC = b"7z\xbc\xaf\x27\x1c"
 MAX_RATIO = 250
@@ -38,6 +42,9 @@ class Tables(Protocol):
     """The tables of one site. `site` is the name that the folder or archive suggests."""
 
     site: str
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The files that hold those of the named tables that are there."""
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of those of the named tables that are there, decompressed."""
@@ -57,8 +64,28 @@ def open_tables(path: Path) -> Iterator[Tables]:
     try:
         tables = _found(path)
     except OSError as error:
-        raise DumpError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DumpError(_unreadable(path, error)) from error
     yield tables
+
+
+def digest_dump(path: Path) -> str:
+    """SHA-256 over the names and contents of the files that are read of the dump at `path`, and of no others.
+
+    Raises DumpError where one cannot be read, and where `open_tables` does.
+    """
+    with open_tables(path) as tables:
+        return digest_json(sorted((file.name, _digest(file)) for file in tables.files(TABLES)))
+
+
+def _digest(file: Path) -> str:
+    try:
+        return digest_file(file)
+    except OSError as error:
+        raise DumpError(_unreadable(file, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror or error}; give a dump that can be read"
 
 
 def _found(path: Path) -> Tables:
@@ -113,9 +140,13 @@ class FileTables:
         self.site = site
         self._files = files  # lower-case name of the table -> file
 
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The file of each named table."""
+        return [self._files[name.lower()] for name in names if name.lower() in self._files]
+
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""
-        return sum(self._files[name.lower()].stat().st_size for name in names if name.lower() in self._files)
+        return sum(file.stat().st_size for file in self.files(names))
 
     def streams(self, names: Sequence[str]) -> Iterator[tuple[str, ByteStream]]:
         """The named tables, one after the other."""
@@ -125,7 +156,7 @@ class FileTables:
                 try:
                     file = path.open("rb")
                 except OSError as error:
-                    raise DumpError(f"{path} cannot be read: {error.strerror or error}") from error
+                    raise DumpError(_unreadable(path, error)) from error
                 with file:
                     yield name, file
 
@@ -136,6 +167,10 @@ class PairedTables:
     def __init__(self, site: str, parts: Sequence[Tables]) -> None:
         self.site = site
         self._parts = parts
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The archives that hold the named tables."""
+        return [file for part in self._parts for file in part.files(names)]
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""
@@ -156,6 +191,10 @@ class ArchiveTables:
         with path.open("rb") as file, _opened(path, file) as archive:
             # lower-case name of the table -> (name in the archive, bytes), in stored order
             self._members = _checked_members(path, archive, wanted)
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The archive, where it holds one of the named tables."""
+        return [self._path] if any(name.lower() in self._members for name in names) else []
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""

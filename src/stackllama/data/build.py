@@ -42,10 +42,11 @@ def write_splits(
     reason.
 
     `ledger` is the file that remembers assignments; it is made where it is missing. A split may stay empty: the
-    stage that needs it says so. Raises DataError for a dump without a usable pair, RunError where the disk refuses.
+    stage that needs it says so. Raises DataError for a dump without a usable pair, RunError where the disk refuses;
+    a ledger that cannot be read or written is told before anything of the store is written.
     """
+    past = Ledger.open(ledger)
     paired, counts = pair_questions(questions, max_pairs=max_pairs)
-    past = Ledger.load(ledger)
     assignment = past.assign([(one.site, one.id) for one in paired], fractions=fractions)
     for split in wanted(fractions):
         store.write_questions(

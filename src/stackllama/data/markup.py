@@ -40,6 +40,8 @@ _END_OF_SCRIPT = re.compile(r"</(?:script|style)\s*>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"""([a-zA-Z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 # In attribute values `&copy=1` is no entity (HTML standard), so the semicolon is asked for.
 _ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
+# Python refuses to read numbers of thousands of digits; no character has a number of more than seven.
+_LONG_REFERENCE = re.compile(r"&#[0-9]{11,};?")
 _LANGUAGE = re.compile(r"\blang(?:uage)?-([A-Za-z0-9+#.-]+)")
 _TICKS = re.compile(r"`+")
 
@@ -66,7 +68,7 @@ def plain_length(html: str) -> int:
     This is the length behind the baseline "the longer answer wins": addresses of links and signs of Markdown do not
     count.
     """
-    return len(unescape(re.sub(r"<[^>]+>", "", html)).strip())
+    return len(_resolved(re.sub(r"<[^>]+>", "", html)).strip())
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class _Renderer:
             start = match.start()
             if start > position:
                 text = html[position:start]
-                inline.append(unescape(text) if "&" in text else text)
+                inline.append(_resolved(text))
             position = match.end()
             closing, name, attributes = match.groups()
             if name is None:
@@ -108,7 +110,7 @@ class _Renderer:
                 self._close(name.lower())
             else:
                 position = self._open(name.lower(), attributes, position)
-        inline.append(unescape(html[position:]))
+        inline.append(_resolved(html[position:]))
         self._flush()
         while len(self.open) > 1:
             self._pop()
@@ -267,6 +269,11 @@ class _Renderer:
             parent.blocks.extend(blocks + _table(container.rows))
 
 
+def _resolved(text: str) -> str:
+    """The text with its entities resolved once; a number that is no character's becomes U+FFFD, however long it is."""
+    return unescape(_LONG_REFERENCE.sub("\ufffd", text)) if "&" in text else text
+
+
 def _end(match: re.Match[str] | None, otherwise: int) -> int:
     return match.end() if match else otherwise
 
@@ -279,7 +286,7 @@ def _attributes(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(text):
         value = double or single or bare
-        found.setdefault(name.lower(), _ENTITY.sub(lambda match: unescape(match[0]), value) if "&" in value else value)
+        found.setdefault(name.lower(), _ENTITY.sub(lambda match: _resolved(match[0]), value) if "&" in value else value)
     return found
 
 
@@ -308,7 +315,7 @@ def _raw_text(html: str) -> str:
     """The characters of a code element: tags off, line breaks kept, entities resolved once."""
     if "<" in html:
         html = _ANY_TAG.sub("", _BREAK.sub("\n", html))
-    return unescape(html) if "&" in html else html
+    return _resolved(html)
 
 
 def _longest_run(code: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from stackllama.data.archive import open_tables
+from stackllama.data.archive import TABLES, open_tables
 from stackllama.data.dump import ByteStream, rows
 from stackllama.data.markup import plain_length, to_markdown
 from stackllama.errors import DumpError
@@ -149,10 +149,9 @@ def read_questions(
     dropped: Counter[str] = Counter()
     truncated_at: dict[str, int] = {}
     row_count = 0
-    wanted = ("Posts", "Users")
     with open_tables(path) as tables:
         site = site or tables.site
-        done, total = 0, tables.size(wanted)
+        done, total = 0, tables.size(TABLES)
 
         def count(size: int) -> None:
             nonlocal done
@@ -160,7 +159,7 @@ def read_questions(
             if progress is not None:
                 progress(done, total)
 
-        for table, stream in tables.streams(wanted):
+        for table, stream in tables.streams(TABLES):
             reader = rows(_Counted(stream, count), table=table, allow_truncated=allow_truncated)
             for row in reader:
                 if table == "Posts":

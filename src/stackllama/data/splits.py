@@ -8,8 +8,8 @@ duplicates move nothing: what was held out once stays held out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -85,9 +85,11 @@ class Ledger:
         else.
         """
         path = Path(path)
-        if not path.exists():
-            return cls()
         try:
+            if path.is_dir():  # pyarrow would read it as a table of many files
+                raise DataError(f"the ledger {path} is a folder; name a file, such as {path / 'ledger.parquet'}")
+            if not path.exists():
+                return cls()
             table = pq.read_table(path, schema=_SCHEMA)
         except (OSError, pa.ArrowException) as error:
             raise DataError(
@@ -102,6 +104,17 @@ class Ledger:
             raise DataError(f"{path} has unknown splits: {', '.join(unknown)}; the splits are {', '.join(SPLITS)}")
         return cls(past)
 
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Like `load`, and sure that the ledger can be saved again: a refusal comes before any work. Raises RunError
+        where it cannot be.
+        """
+        ledger = cls.load(path)
+        with _beside(Path(path)) as partial:
+            partial.touch()
+            partial.unlink()
+        return ledger
+
     def save(self, path: Path) -> None:
         """Writes the ledger to `path`, whole or not at all; the same ledger gives the same bytes."""
         path = Path(path)
@@ -114,18 +127,12 @@ class Ledger:
             },
             schema=_SCHEMA,
         )
-        partial = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(path) as partial:
             with partial.open("wb") as file:
                 pq.write_table(table, file, compression="zstd")
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise RunError(f"the ledger {path} cannot be written: {error.strerror or error}") from error
 
     def assign(
         self, questions: Iterable[Key], clusters: Mapping[Key, Key] | None = None, *, fractions: Mapping[str, float]
@@ -165,3 +172,21 @@ class Ledger:
                     splits[key] = split
         self.past.update(splits)
         return Assignment({key: split for key, split in splits.items() if key in wanted}, frozenset(dropped & wanted))
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yields the name under which a file for `path` is begun, in a folder that is made where it is missing; RunError
+    where the disk refuses.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise RunError(
+            f"the ledger {path} cannot be written: {error.strerror or error}; make room, or name another file by "
+            "data.ledger"
+        ) from error

@@ -17,6 +17,7 @@ import yaml
 
 from stackllama.errors import RunError
 from stackllama.report.figures import Log
+from stackllama.summary import FILE, read_summary
 
 STAGES = ("sft", "reward", "judge", "ppo")
 """Stages with a `metrics.jsonl`."""
@@ -52,7 +53,7 @@ def read_run(folder: Path) -> Run:
     samples = _read(folder / "evaluate" / "samples.json", list)
     run = Run(
         name=folder.resolve().name,
-        summary=_read(folder / "summary.json", dict),
+        summary=_summary(folder),
         recipe=_read(folder / "recipe.yaml", dict),
         lineage=_read(folder / "lineage.json", dict),
         data=_read(folder / "data" / "report.json", dict),
@@ -113,6 +114,13 @@ def coverage(run: Run) -> str:
     """The coverage of the run's intervals, such as `95%`."""
     known = number(run.summary, "confidence") or number(run.recipe, "evaluate", "confidence")
     return f"{100 * (known or 0.95):.3g}%"
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The summary as it stands in the file; RunError where that does not fit the schema."""
+    summary: dict[str, Any] = _read(folder / FILE, dict)
+    read_summary(folder)
+    return summary
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -187,6 +187,8 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     manifest = _json(path / MANIFEST)
     if not isinstance(manifest, dict) or set(manifest) != {"format", "step", "keys", "files"}:
         raise _DamagedError(f"{MANIFEST} lacks one of format, step, keys, files")
+    if not isinstance(manifest["files"], dict):
+        raise _DamagedError(f"files in {MANIFEST} is a {type(manifest['files']).__name__}, not a dict")
     if manifest["format"] != FORMAT or manifest["step"] != step:
         raise _DamagedError(
             f"{MANIFEST} says format {manifest['format']}, step {manifest['step']}; needed are {FORMAT}, {step}"
@@ -194,8 +196,11 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     encoded = _json(path / STATE)
     try:
         with safe_open(path / TENSORS, framework="pt") as file:
-            _compare("the manifest's keys", manifest["keys"], STATE, list(_keys(encoded, "")))
-            _compare(f"the tensors of {STATE}", list(_tensor_keys(encoded)), TENSORS, list(file.keys()))
+            expected, tensor_keys = manifest["keys"], list(_tensor_keys(encoded))
+            _refuse_other_than_names(f"keys in {MANIFEST}", expected)
+            _compare("the manifest's keys", expected, STATE, list(_keys(encoded, "")))
+            _refuse_other_than_names(f"the tensors of {STATE}", tensor_keys)
+            _compare(f"the tensors of {STATE}", tensor_keys, TENSORS, list(file.keys()))
             for name in (STATE, TENSORS):  # keys first: "which key" tells more than "another sha256"
                 if manifest["files"].get(name) != _fingerprint(path / name):
                     raise _DamagedError(f"{name} is not as it was written (its size or sha256 differs)")
@@ -208,12 +213,17 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def _tensor_keys(encoded: Any) -> Iterator[str]:
+def _tensor_keys(encoded: Any) -> Iterator[Any]:
     if isinstance(encoded, dict) and "$tensor" in encoded:
         yield encoded["$tensor"]
     elif isinstance(encoded, dict | list):
         for item in encoded.values() if isinstance(encoded, dict) else encoded:
             yield from _tensor_keys(item)
+
+
+def _refuse_other_than_names(what: str, names: Any) -> None:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _DamagedError(f"{what} are not a list of names")
 
 
 def _compare(source: str, expected: list[str], name: str, found: list[str]) -> None:
