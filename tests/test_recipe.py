@@ -298,3 +298,8 @@ def test_the_reference_is_up_to_date() -> None:
 )
 def test_sizes(text: str, size: bool) -> None:
     assert is_size(text) is size
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_one_line() -> None:
+    with pytest.raises(RecipeError, match=r"recipe x+.* (cannot be looked for|does not exist)"):
+        find_recipe("x" * 5000)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ RECIPE = """
 base: {model: 0.2m, vocabulary: 600}
 data: {source: embedded, questions: 400, splits: {sft: 0.3, reward: 0.3, judge: 0.15, ppo: 0.1, eval: 0.15}}
 sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 256, answers: all, max_steps: 16}
-reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, max_question_tokens: 192, max_steps: 12,
-  max_answer_tokens: 96}
+reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, head_questions: 20, max_steps: 12,
+  max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
   max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
 evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}
@@ -116,6 +117,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(whole: Path, tmp_pa
         assert not (run / stage / "complete.json").exists()
         finish(stackllama(tmp_path, stage, "small.yaml"))
     assert final_weights(run) == expected
+
+
+def test_killed_behind_its_last_step_a_stage_states_no_rate(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent.parent, tmp_path / "copy")
+    run = tmp_path / "copy" / "runs" / "small"
+    assert json.loads((run / "summary.json").read_text())["sft"]["tokens_per_second"] > 0
+    (run / "sft" / "complete.json").unlink()
+    shutil.rmtree(run / "sft" / "final")
+    finish(stackllama(tmp_path / "copy", "sft", "small.yaml"))
+    assert "tokens_per_second" not in json.loads((run / "summary.json").read_text())["sft"]
+    assert final_weights(run) == final_weights(whole)
 
 
 def test_chat_and_score_speak_with_the_run(whole: Path) -> None:

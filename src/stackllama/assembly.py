@@ -323,8 +323,10 @@ def train(
     *,
     shown: Sequence[str],
     limits: Mapping[str, float] | None = None,
-) -> float:
-    """Train one role to its source's end; gives the rate in the source's unit per second, of this process."""
+) -> float | None:
+    """Train one role to its source's end; gives the rate in the source's unit per second, of this process; None where
+    an earlier one had done it all.
+    """
     folder = run.stage(stage)
     torch.manual_seed(stage_seed(recipe, f"{stage}/dropout"))  # whatever was drawn before, in this process or another
     loop = Loop(
@@ -347,4 +349,4 @@ def train(
     )
     start = time.perf_counter()
     done = loop.run()
-    return done / max(time.perf_counter() - start, 1e-9)
+    return done / max(time.perf_counter() - start, 1e-9) if done else None

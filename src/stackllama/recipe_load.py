@@ -72,12 +72,16 @@ def find_recipe(recipe: str) -> Path:
     if recipe in packaged:
         return packaged[recipe]
     path = Path(recipe)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if (path / "recipe.yaml").is_file():  # a run's folder holds its resolved recipe
-            return path / "recipe.yaml"
-        raise RecipeError(f"recipe {recipe} is a folder without a recipe.yaml; name a YAML file")
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            if (path / "recipe.yaml").is_file():  # a run's folder holds its resolved recipe
+                return path / "recipe.yaml"
+            raise RecipeError(f"recipe {recipe} is a folder without a recipe.yaml; name a YAML file")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        shown = recipe if len(recipe) <= _SHOWN else f"{recipe[:_SHOWN]}..."
+        raise RecipeError(f"recipe {shown} cannot be looked for: {error.strerror}; name a YAML file") from error
     raise RecipeError(
         f"recipe {recipe} does not exist; name a YAML file, or one that comes with the package: "
         f"{', '.join(packaged) or 'none found'}"

@@ -243,7 +243,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
             **_ends("over_earlier", exam.over_earlier),
             "questions": exam.questions,
             "pairs": exam.pairs,
-            "pairs_per_second": rate * pairs_per_question,
+            "pairs_per_second": None if rate is None else rate * pairs_per_question,
             "steps": source.total_steps,
         }
         merge_summary(run.folder, {"confidence": recipe.evaluate.confidence, role: numbers})
