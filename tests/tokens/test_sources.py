@@ -10,6 +10,8 @@ from stackllama.data.posts import Answer, Attribution, Pair, Question
 from stackllama.errors import DataError
 from stackllama.tokens.batches import StepResult
 from stackllama.tokens.sources import (
+    Encoded,
+    PairedTree,
     encode_answers,
     encode_pairs,
     encode_prompts,
@@ -63,12 +65,13 @@ def test_every_pair_is_encoded_once_even_when_a_tree_outgrows_its_row(tokenizer:
     assert sorted(kept) == [(0, a, b) for a, b in wanted]
 
 
-def test_weights_of_a_question_sum_to_one_over_all_its_trees(tokenizer: Tokenizer) -> None:
+def split_questions(tokenizer: Tokenizer, count: int) -> Encoded[PairedTree]:
+    """Questions of six answers and all their pairs, in rows that hold few answers: each takes several trees."""
     texts = [f"answer {at} " + "milk " * 8 for at in range(6)]
     wanted = [(a, b) for a in range(6) for b in range(a + 1, 6)]
-    found = encode_pairs(
+    return encode_pairs(
         tokenizer,
-        [question(1, texts, wanted)],
+        [question(n, texts, wanted) for n in range(count)],
         titles=True,
         answers_per_question=8,
         max_question_tokens=64,
@@ -76,6 +79,10 @@ def test_weights_of_a_question_sum_to_one_over_all_its_trees(tokenizer: Tokenize
         row_tokens=60,
         seed=0,
     )
+
+
+def test_weights_of_a_question_sum_to_one_over_all_its_trees(tokenizer: Tokenizer) -> None:
+    found = split_questions(tokenizer, 1)
     assert len(found.items) > 1
     assert sum(float(reward_row([one]).weight_P.sum()) for one in found.items) == pytest.approx(1.0)
 
@@ -157,18 +164,7 @@ def test_sources_go_on_from_their_place(tokenizer: Tokenizer) -> None:
 
 
 def test_counts_of_a_reward_batch_are_questions_whatever_their_trees(tokenizer: Tokenizer) -> None:
-    texts = [f"answer {at} " + "milk " * 8 for at in range(6)]
-    wanted = [(a, b) for a in range(6) for b in range(a + 1, 6)]
-    trees = encode_pairs(
-        tokenizer,
-        [question(n, texts, wanted) for n in range(3)],
-        titles=True,
-        answers_per_question=8,
-        max_question_tokens=64,
-        max_answer_tokens=64,
-        row_tokens=60,
-        seed=0,
-    ).items
+    trees = split_questions(tokenizer, 3).items
     source = reward_source(trees, questions_per_step=2, row_tokens=60, epochs=1, max_steps=None, seed=0)
     counts = []
     while (batch := source.next()) is not None:
