@@ -21,6 +21,7 @@ from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
 from stackllama.errors import RunError
 from stackllama.recipe_load import load_recipe
 from stackllama.run import open_run
+from stackllama.tokens.forest import Tree
 
 RECIPE = """
 base: {model: 0.2m, vocabulary: 600}
@@ -128,6 +129,18 @@ def test_killed_behind_its_last_step_a_stage_states_no_rate(whole: Path, tmp_pat
     finish(stackllama(tmp_path / "copy", "sft", "small.yaml"))
     assert "tokens_per_second" not in json.loads((run / "summary.json").read_text())["sft"]
     assert final_weights(run) == final_weights(whole)
+
+
+def test_a_perplexity_is_taken_over_two_questions_at_least() -> None:
+    trees = [
+        Tree((5,), ((6, 2), (7, 2), (8, 2)), 0),
+        Tree((5,), ((9, 2),), 0),
+        Tree((5,), ((6, 2),), 1),
+        Tree((5,), (), 2),
+    ]
+    # The first question alone has the answers that were asked for, in two trees; an interval needs another question.
+    assert [tree.key for tree in stages._first_answers(trees, 2)] == [0, 0, 1]
+    assert [tree.key for tree in stages._first_answers(trees[2:], 1)] == [1, 2]
 
 
 def test_chat_and_score_speak_with_the_run(whole: Path) -> None:
