@@ -61,17 +61,23 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two answers of one question, as indices into its `answers`; `gap` is the difference of their scores, at least
-    1.
+    1; `margin` is how far apart a reward model should put them, in reward, before the loss of the pair is what it would
+    be at no difference.
     """
 
     better: int
     worse: int
     gap: int
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its answers, which are sorted by id."""
+    """A question with its answers, which are sorted by id.
+
+    `weight` is how much it counts in the loss of a reward model, beside 1. `cluster` names the smallest question,
+    "site/id", of those that ask the same; empty where nobody has looked for them.
+    """
 
     site: str
     id: int
@@ -83,6 +89,8 @@ class Question:
     attribution: Attribution
     answers: tuple[Answer, ...]
     pairs: tuple[Pair, ...] = ()
+    weight: float = 1.0
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)

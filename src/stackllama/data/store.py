@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from stackllama.data.posts import Answer, Attribution, Document, Pair, Question
 from stackllama.errors import DataError, RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ROWS_PER_SHARD = 20_000
 
@@ -57,7 +57,9 @@ _ANSWER = pa.struct(
         pa.field("length", pa.int64()),
     ]
 )
-_PAIR = pa.struct([_required(name, pa.int64()) for name in ("better", "worse", "gap")])
+_PAIR = pa.struct(
+    [*(_required(name, pa.int64()) for name in ("better", "worse", "gap")), _required("margin", pa.float64())]
+)
 _SCHEMAS = {
     "questions": pa.schema(
         [
@@ -71,6 +73,8 @@ _SCHEMAS = {
             _required("attribution", _ATTRIBUTION),
             _required("answers", pa.list_(_required("element", _ANSWER))),
             _required("pairs", pa.list_(_required("element", _PAIR))),
+            _required("weight", pa.float64()),
+            _required("cluster", pa.string()),
         ]
     ),
     "documents": pa.schema(
