@@ -41,6 +41,13 @@ class TruncatedDumpError(DumpError):
         super().__init__(message)
         self.byte = byte
 
+    def __reduce__(self) -> tuple[object, ...]:  # it travels between processes
+        return _truncated, (self.args[0], self.byte)
+
+
+def _truncated(message: str, byte: int) -> TruncatedDumpError:
+    return TruncatedDumpError(message, byte=byte)
+
 
 class DataError(StackllamaError):
     """Preference data cannot be built, read or trusted."""

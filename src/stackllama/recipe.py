@@ -211,7 +211,12 @@ class Evaluate(Section):
 class Compute(Section):
     """The machine. Nothing here changes what is learned, only how fast and in which bits."""
 
-    threads: int | None = Field(None, ge=1, le=1024, description="Processor threads; none: one for each core.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Processor threads, and processes of the data stage; none: one for each core."
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where the data stage converts: processes of this machine, or a Ray cluster (RAY_ADDRESS)."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of the weights in use; auto: bfloat16 where the processor multiplies it in hardware."
     )

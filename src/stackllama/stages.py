@@ -39,8 +39,7 @@ from stackllama.assembly import (
     weight_type,
 )
 from stackllama.data import build, store, synthetic
-from stackllama.data.posts import Question, ReadReport, read_questions
-from stackllama.data.splits import Ledger
+from stackllama.data.gathering import Tell
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
 from stackllama.evaluate.policy import Likelihood, likelihood
@@ -58,13 +57,13 @@ from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
 from stackllama.report.page import write_report
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource
-from stackllama.run import Run
+from stackllama.run import Run, available_threads
 from stackllama.summary import merge_summary
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import reward_row, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.metrics import Progress, progress
+from stackllama.train.metrics import progress
 
 MERGE_LOSS = 0.05
 """Share of SFT's gain in perplexity that rounding the merged weights may eat; beyond it the adapter stays live."""
@@ -77,19 +76,15 @@ def run_data(recipe: Recipe, run: Run) -> None:
     """Dump to preference data: questions with answers, pairs and attribution, in five splits; or plain documents."""
     if run.is_complete("data"):
         return
-    with _stage(run, "data", inputs=source_hashes(recipe)) as (folder, outputs):
+    inputs = source_hashes(recipe)
+    with _stage(run, "data", inputs=inputs) as (folder, outputs):
         fractions = recipe.data.splits.model_dump()
         counts: build.Counts = {}
         if recipe.data.source == (EMBEDDED_TEXT,):
             documents = synthetic.world_documents(recipe.data.documents, stage_seed(recipe, "data"))
             build.write_documents(folder, documents, fractions=fractions)
         else:
-            ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
-            Ledger.open(ledger)  # one that cannot be used is told before hours of reading
-            questions, counts = build.gather(_reads(recipe, folder))
-            counts["dropped"] |= build.write_splits(
-                folder, questions, fractions=fractions, max_pairs=recipe.data.max_pairs, ledger=ledger
-            )
+            counts = _build(recipe, folder, inputs)
         manifest = store.read_manifest(folder)
         totals = {what: manifest.total(what) for what in ("questions", "answers", "pairs", "documents")}
         splits = {key.split("/")[1]: dict(part.counts) for key, part in manifest.parts.items()}
@@ -98,30 +93,37 @@ def run_data(recipe: Recipe, run: Run) -> None:
         outputs |= {"store": manifest.fingerprint}
 
 
-def _reads(recipe: Recipe, folder: Path) -> Iterator[tuple[list[Question], ReadReport]]:
-    """Read every source, one after the other, showing bytes; the embedded community is written as a dump first."""
+def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Counts:
+    """Build the store; the embedded community is written as a dump first."""
     paths, site = [Path(source) for source in recipe.data.source], None
+    fractions = recipe.data.splits.model_dump()
     if recipe.data.source == (EMBEDDED,):
         paths, site = [folder / "dump"], synthetic.SITE
         synthetic.write_dump(
-            paths[0],
-            questions=recipe.data.questions,
-            seed=stage_seed(recipe, "data"),
-            fractions=recipe.data.splits.model_dump(),
+            paths[0], questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=fractions
         )
-    for path in paths:
-        with progress(f"data: {path.name}", 1, "bytes") as show:
+    settings = build.Settings(
+        fractions=fractions, max_pairs=recipe.data.max_pairs, allow_truncated=recipe.data.allow_truncated
+    )
+    machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
+    sources = build.sources(paths, site)
+    counts = build.build(sources, folder, settings, machine, fingerprint=dict(inputs), show=_shown)
+    for dump, tables in counts["truncated"].items():
+        for table, byte in tables.items():
+            print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")
+    return counts
 
-            def tell(done: int, total: int, show: Progress = show) -> None:
-                show.total = total
-                show.advance(done - show.done)
 
-            questions, report = read_questions(
-                path, site=site, allow_truncated=recipe.data.allow_truncated, progress=tell
-            )
-            for table, byte in report.truncated_at.items():
-                show.note(f"{path.name}: {table} breaks off at byte {byte}; the rows before it are used")
-        yield questions, report
+@contextmanager
+def _shown(title: str, unit: str) -> Iterator[Tell]:
+    """A progress display that is told what is done and the total."""
+    with progress(title, 1, unit) as show:
+
+        def tell(done: int, total: int) -> None:
+            show.total = total
+            show.advance(done - show.done)
+
+        yield tell
 
 
 def run_sft(recipe: Recipe, run: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 from stackllama.data import archive
 from stackllama.data.archive import FileTables, digest_dump, open_tables
 from stackllama.data.dump import ByteStream
-from stackllama.data.posts import read_questions
+from stackllama.data.reading import read_questions
 from stackllama.errors import DumpError
 from tests.data.dumps import answer, question, site, table
 

@@ -1,17 +1,28 @@
-"""From dumps to the store: each question once, in one split, and every number accounted for."""
+"""From dumps to the store: each question once, in one split, every number accounted for, and the same however it is
+built.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from stackllama.data import build, store
-from stackllama.data.posts import read_questions
+from stackllama.data import build, convert, store
+from stackllama.data.build import Machine, Settings
+from stackllama.data.gathering import Tell
+from stackllama.data.pieces import Piece
+from stackllama.data.posts import Question
 from stackllama.data.synthetic import SITE, world_documents, write_dump
-from stackllama.errors import DataError, RunError
+from stackllama.errors import DataError, DumpError
+from tests.data.dumps import answer, question, site
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
+SETTINGS = Settings(FRACTIONS, max_pairs=2)
+ALONE = Machine()
 
 
 @pytest.fixture(scope="module")
@@ -21,43 +32,118 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_dump_given_twice_is_counted_and_used_once(dump: Path) -> None:
-    once, first = build.gather([read_questions(dump, site=SITE)])
-    twice, both = build.gather(read_questions(dump, site=SITE) for _ in range(2))
-    assert twice == once
-    assert both["rows"] == 2 * first["rows"]
-    assert both["dropped"]["question: its site and Id were read before"] == 150
+@contextmanager
+def silent(title: str, unit: str) -> Iterator[Tell]:
+    yield lambda done, total: None
 
 
-def test_every_question_is_in_exactly_one_split_and_again_in_the_same(dump: Path, tmp_path: Path) -> None:
-    questions, _ = build.gather([read_questions(dump, site=SITE)])
-    ledger = tmp_path / "ledger.parquet"
-    found = []
-    for name in ("one", "two"):
-        dropped = build.write_splits(tmp_path / name, questions, fractions=FRACTIONS, max_pairs=2, ledger=ledger)
-        assert all(count > 0 for count in dropped.values())
-        assert not any("kept" in reason for reason in dropped)
-        found.append(
-            {split: [q.id for q in store.read_questions(tmp_path / name, split)] for split in build.wanted(FRACTIONS)}
-        )
-    assert found[0] == found[1]
-    assert sorted(number for numbers in found[0].values() for number in numbers) == sorted(q.id for q in questions)
-    assert "judge" not in found[0]
+def built(folder: Path, *dumps: Path, settings: Settings = SETTINGS, machine: Machine = ALONE) -> build.Counts:
+    return build.build(build.sources(dumps, SITE), folder, settings, machine, fingerprint=0, show=silent)
 
 
-def test_a_ledger_that_cannot_be_kept_is_told_before_anything_is_written(dump: Path, tmp_path: Path) -> None:
-    questions, _ = build.gather([read_questions(dump, site=SITE)])
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").touch()
-    cases = [
-        (tmp_path / "folder", DataError, "is a folder"),
-        (tmp_path / "file" / "x.parquet", RunError, "cannot be written"),
-        (tmp_path / ("x" * 5000), DataError, "no ledger"),
-    ]
-    for ledger, kind, message in cases:
-        with pytest.raises(kind, match=message):
-            build.write_splits(tmp_path / "store", questions, fractions=FRACTIONS, max_pairs=2, ledger=ledger)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+def questions(folder: Path) -> list[Question]:
+    return [one for split in build.wanted(FRACTIONS) for one in store.read_questions(folder, split)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces and buckets so small that a small dump has many."""
+    monkeypatch.setattr("stackllama.data.gathering.piece_size", lambda total: 20_000)
+    monkeypatch.setattr("stackllama.data.gathering.bucket_count", lambda total, piece: 5)
+
+
+def test_every_question_is_in_exactly_one_split_with_its_pairs(dump: Path, tmp_path: Path) -> None:
+    counts = built(tmp_path, dump)
+    found = questions(tmp_path)
+    assert sorted(one.id for one in found) == sorted({one.id for one in found})
+    assert len(found) == 150
+    assert counts["rows"] == 150 + sum(len(one.answers) for one in found) + sum(counts["dropped"].values())
+    possible = sum(len(one.answers) * (len(one.answers) - 1) // 2 for one in found)
+    assert possible == sum(len(one.pairs) for one in found) + sum(
+        count for reason, count in counts["pairs_dropped"].items() if reason.startswith("pair: ")
+    )
+    assert not (tmp_path / "work").exists()
+    assert "questions/judge" not in store.read_manifest(tmp_path).parts
+
+
+def test_a_dump_given_twice_is_counted_and_used_once(dump: Path, tmp_path: Path) -> None:
+    once, twice = built(tmp_path / "once", dump), built(tmp_path / "twice", dump, dump)
+    assert questions(tmp_path / "once") == questions(tmp_path / "twice")
+    assert twice["rows"] == 2 * once["rows"]
+    assert twice["dropped"]["question: its site and Id were read before"] == 150
+    assert sum(twice["dropped"].values()) == once["rows"] + sum(once["dropped"].values())  # each row of the second
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_the_same_bytes_come_out_whoever_does_the_work(dump: Path, tmp_path: Path) -> None:
+    machines = [Machine(1), Machine(2), Machine(3)] + ([Machine(2, "ray")] if find_spec("ray") else [])
+    for number, machine in enumerate(machines):
+        built(tmp_path / str(number), dump, machine=machine)
+    contents = [{file.name: file.read_bytes() for file in (tmp_path / str(n)).iterdir()} for n in range(len(machines))]
+    assert len(contents[0]) == 5
+    assert all(content == contents[0] for content in contents)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_many_pieces_and_buckets_hold_what_one_holds(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = built(tmp_path / "many", dump)
+    parts = store.read_manifest(tmp_path / "many").parts
+    assert all(len(part.shards) > 3 for part in parts.values())
+    monkeypatch.undo()
+    one = built(tmp_path / "one", dump)
+    assert many == one
+    key = lambda question: question.id  # noqa: E731
+    assert sorted(questions(tmp_path / "many"), key=key) == sorted(questions(tmp_path / "one"), key=key)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_build_that_was_stopped_keeps_what_is_done(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(tmp_path / "whole", dump)
+    seen: list[str] = []
+    honest, stop_after = convert.convert, 3
+
+    def stopping(conversion: convert.Conversion, piece: Piece) -> convert.Converted:
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append(piece.name)
+        return honest(conversion, piece)
+
+    monkeypatch.setattr("stackllama.data.gathering.convert", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path / "stopped", dump)
+    stop_after = 10**6
+    built(tmp_path / "stopped", dump)
+    assert len(seen) == len(set(seen)) > 6  # no piece was converted twice
+    contents = [{file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in ("whole", "stopped")]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_was_done_for_another_dump_is_not_gone_on_with(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stackllama.data.build._commit", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        built(tmp_path / "out", dump)
+    before = sorted((tmp_path / "out" / "work").glob("*.json"))
+    assert len(before) > 6
+    monkeypatch.undo()
+    other = site(tmp_path / "other", [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
+    build.build(build.sources([other], SITE), tmp_path / "out", SETTINGS, Machine(), fingerprint=1, show=silent)
+    assert [one.id for one in questions(tmp_path / "out")] == [1]
+
+
+def test_a_dump_without_a_usable_pair_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    tied = site(tmp_path / "tied", [question(1), answer(2, 1), answer(3, 1)])
+    with pytest.raises(DataError, match=r"no usable pair of answers in 1 questions .*tied"):
+        built(tmp_path / "out", tied)
+    assert not (tmp_path / "out" / store.MANIFEST).exists()
+    with pytest.raises(DumpError, match="no question"):
+        built(tmp_path / "out", site(tmp_path / "none", [answer(2, 1)]))
 
 
 def test_documents_are_shared_out_without_loss(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from itertools import groupby
 
 import pytest
 
-from stackllama.data.posts import Pair, Question, read_questions
+from stackllama.data.posts import Pair, Question
 from stackllama.data.preferences import answer_score, earlier_wins, longer_wins, pair_questions, pairs_by
+from stackllama.data.reading import read_questions
 from tests.data.dumps import shared_dumps
 
 NAMES = (

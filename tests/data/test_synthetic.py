@@ -14,8 +14,9 @@ import pytest
 
 from stackllama.data.archive import open_tables
 from stackllama.data.dump import rows
-from stackllama.data.posts import Answer, Question, ReadReport, read_questions
+from stackllama.data.posts import Answer, Question
 from stackllama.data.preferences import answer_score, pair_questions, pairs_by, shown_length
+from stackllama.data.reading import ReadReport, read_questions
 from stackllama.data.splits import assign
 from stackllama.data.synthetic import SITE, gold_score, world_documents, write_dump
 from stackllama.data.synthetic_gold import subject

@@ -46,6 +46,9 @@ class Tables(Protocol):
     def files(self, names: Sequence[str]) -> list[Path]:
         """The files that hold those of the named tables that are there."""
 
+    def file(self, name: str) -> Path | None:
+        """The file that is the named table; None where the table streams out of an archive."""
+
     def size(self, names: Sequence[str]) -> int:
         """Bytes of those of the named tables that are there, decompressed."""
 
@@ -57,7 +60,8 @@ class Tables(Protocol):
 def open_tables(path: Path) -> Iterator[Tables]:
     """The tables behind `path`: `Posts.xml`, a folder of tables, or a .7z.
 
-    `SITE-Posts.7z` (how the largest site is shipped) brings `SITE-Users.7z` from beside it. Raises DumpError where
+    `SITE-Posts.7z` (how the largest site is shipped) brings `SITE-Users.7z`, `SITE-Votes.7z` and `SITE-PostLinks.7z`
+    from beside it. Raises DumpError where
     there is nothing to read, no table Posts, or an archive that is damaged, encrypted or hostile.
     """
     path = Path(path)
@@ -66,6 +70,17 @@ def open_tables(path: Path) -> Iterator[Tables]:
     except OSError as error:
         raise DumpError(_unreadable(path, error)) from error
     yield tables
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading its bytes. Raises DumpError where that is refused."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DumpError(_unreadable(path, error)) from error
+    with file:
+        yield file
 
 
 def digest_dump(path: Path) -> str:
@@ -125,11 +140,15 @@ def _single(path: Path) -> FileTables:
 
 
 def _archives(path: Path) -> Tables:
-    tables = ArchiveTables(path, wanted="posts")
+    tables = ArchiveTables(path, wanted="Posts")
     if path.stem.lower().endswith("-posts"):
-        beside = path.with_name(path.stem[: -len("-posts")] + "-Users" + path.suffix)
-        if beside.exists():
-            return PairedTables(tables.site, (tables, ArchiveTables(beside, wanted="users")))
+        names = {name: f"{path.stem[: -len('-posts')]}-{name}{path.suffix}" for name in TABLES[1:]}
+        beside = [
+            ArchiveTables(path.with_name(file), wanted=name)
+            for name, file in names.items()
+            if path.with_name(file).exists()
+        ]
+        return PairedTables(tables.site, (tables, *beside)) if beside else tables
     return tables
 
 
@@ -144,6 +163,10 @@ class FileTables:
         """The file of each named table."""
         return [self._files[name.lower()] for name in names if name.lower() in self._files]
 
+    def file(self, name: str) -> Path | None:
+        """The file of the named table."""
+        return self._files.get(name.lower())
+
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""
         return sum(file.stat().st_size for file in self.files(names))
@@ -152,12 +175,7 @@ class FileTables:
         """The named tables, one after the other."""
         for name in names:
             if name.lower() in self._files:
-                path = self._files[name.lower()]
-                try:
-                    file = path.open("rb")
-                except OSError as error:
-                    raise DumpError(_unreadable(path, error)) from error
-                with file:
+                with opened(self._files[name.lower()]) as file:
                     yield name, file
 
 
@@ -171,6 +189,10 @@ class PairedTables:
     def files(self, names: Sequence[str]) -> list[Path]:
         """The archives that hold the named tables."""
         return [file for part in self._parts for file in part.files(names)]
+
+    def file(self, name: str) -> Path | None:  # noqa: ARG002 - as the protocol has it
+        """None: they stream."""
+        return None
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""
@@ -195,6 +217,10 @@ class ArchiveTables:
     def files(self, names: Sequence[str]) -> list[Path]:
         """The archive, where it holds one of the named tables."""
         return [self._path] if any(name.lower() in self._members for name in names) else []
+
+    def file(self, name: str) -> Path | None:  # noqa: ARG002 - as the protocol has it
+        """None: they stream."""
+        return None
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes of the named tables, decompressed."""
@@ -273,11 +299,9 @@ def _checked_members(path: Path, archive: py7zr.SevenZipFile, wanted: str) -> di
             f"you trust "
             "it, unpack it yourself and give the folder"
         )
-    if wanted not in members:
+    if wanted.lower() not in members:
         found = ", ".join(archive.getnames()[:8]) or "nothing"
-        raise DumpError(
-            f"{path} has no {wanted.capitalize()}.xml (it has {found}); give the archive of one site's dump"
-        )
+        raise DumpError(f"{path} has no {wanted}.xml (it has {found}); give the archive of one site's dump")
     return members
 
 

@@ -1,60 +1,147 @@
-"""From what was read to the store: each question once, with its pairs, in its split; and the counts of the data stage.
+"""From dumps to the store: gather the posts, pair and split the questions of each bucket, write; and the counts.
 
-The counts are the content of `data/report.json`: rows, orphans, cut-off tables, and what was dropped, by reason.
+    dumps -> pieces -> (convert) -> posts in buckets -> (join, pair, split) -> shards -> manifest
+
+What is in brackets runs in parallel. Everything on the way lies in a folder of work, and a build that was stopped goes
+on with the pieces and buckets that are done. The same dumps and settings give the same shards, whatever the number of
+processes.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stackllama.data import store
-from stackllama.data.posts import Document, Question, ReadReport
-from stackllama.data.preferences import KEPT, pair_questions
-from stackllama.data.splits import Ledger, assign
+from stackllama.data.archive import open_tables
+from stackllama.data.bucket import Bucketing, Finished, finish
+from stackllama.data.gathering import Gathered, Tell, gather, prepare
+from stackllama.data.pieces import Source
+from stackllama.data.posts import Document
+from stackllama.data.preferences import KEPT
+from stackllama.data.splits import assign
+from stackllama.data.workers import Over, open_workers
+from stackllama.errors import DataError
 
 Counts = dict[str, Any]
+Show = Callable[[str, str], AbstractContextManager[Tell]]
+"""Opens a progress display of a title and a unit."""
 
 
-def gather(reads: Iterable[tuple[list[Question], ReadReport]]) -> tuple[list[Question], Counts]:
-    """All questions of several dumps, sorted by site and id, each once (the first read stays), and the counts."""
-    found: dict[tuple[str, int], Question] = {}
-    dropped: Counter[str] = Counter()
-    counts: Counts = {"rows": 0, "orphans": 0, "truncated": {}}
-    for questions, report in reads:
-        counts["rows"] += report.rows
-        counts["orphans"] += report.orphans
-        dropped.update(report.dropped)
-        if report.truncated_at:
-            counts["truncated"][report.site] = dict(report.truncated_at)
-        for question in questions:
-            if found.setdefault((question.site, question.id), question) is not question:
-                dropped["question: its site and Id were read before"] += 1
-    return [found[key] for key in sorted(found)], counts | {"dropped": dict(dropped)}
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the outcome of a build, beside the dumps."""
+
+    fractions: Mapping[str, float]
+    max_pairs: int
+    allow_truncated: bool = False
 
 
-def write_splits(
-    folder: Path, questions: Iterable[Question], *, fractions: Mapping[str, float], max_pairs: int, ledger: Path
-) -> dict[str, int]:
-    """Pair the questions, assign each to its split, write the store in `folder`; gives what was kept or dropped, by
-    reason.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides how fast a build is, and nothing else: an engine, "local" or "ray", and a number of processes."""
 
-    `ledger` is the file that remembers assignments; it is made where it is missing. A split may stay empty: the
-    stage that needs it says so. Raises DataError for a dump without a usable pair, RunError where the disk refuses;
-    a ledger that cannot be read or written is told before anything of the store is written.
+    workers: int = 1
+    engine: str = "local"
+
+
+def sources(paths: Sequence[Path], site: str | None = None) -> list[Source]:
+    """The dumps at `paths`, numbered; `site` is the address of all, else the name of each archive or folder is."""
+    found = []
+    for number, path in enumerate(paths):
+        with open_tables(path) as tables:
+            found.append(Source(number, path, site or tables.site))
+    return found
+
+
+def build(
+    dumps: Sequence[Source], folder: Path, settings: Settings, machine: Machine, *, fingerprint: object, show: Show
+) -> Counts:
+    """Build the store in `folder` out of the sources, and give the counts.
+
+    `fingerprint` stands for the content of the sources: with another one, or with other settings, nothing that an
+    earlier build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
+    RunError where the disk refuses.
     """
-    past = Ledger.open(ledger)
-    paired, counts = pair_questions(questions, max_pairs=max_pairs)
-    assignment = past.assign([(one.site, one.id) for one in paired], fractions=fractions)
-    for split in wanted(fractions):
-        store.write_questions(
-            folder, split, [one for one in paired if assignment.splits.get((one.site, one.id)) == split]
+    work = folder / "work"
+    prepare(work, {"sources": [(str(one.path), one.site) for one in dumps], "content": fingerprint})
+    with open_workers(machine.engine, machine.workers) as over:
+        with show("data: converting", "bytes") as tell:
+            gathered = gather(
+                dumps, work, over, allow_truncated=settings.allow_truncated, threads=machine.workers, tell=tell
+            )
+        with show("data: writing", "buckets") as tell:
+            finished = _finish(gathered, folder, settings, over, tell)
+    counts = _commit(folder, gathered, finished, settings)
+    shutil.rmtree(work)
+    return counts
+
+
+def _finish(gathered: Gathered, folder: Path, settings: Settings, over: Over, tell: Tell) -> list[Finished]:
+    """Every bucket finished, in order."""
+    bucketing = Bucketing(
+        folder / "work",
+        folder,
+        tuple(gathered.posts),
+        tuple(source.site for source in gathered.sources),
+        settings.fractions,
+        settings.max_pairs,
+    )
+    found: dict[int, Finished] = {}
+    for bucket, finished in over(range(gathered.buckets), partial(finish, bucketing)):
+        found[bucket] = finished
+        tell(len(found), gathered.buckets)
+    return [found[bucket] for bucket in sorted(found)]
+
+
+def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], settings: Settings) -> Counts:
+    """Check that the numbers add up, name the shards in the manifest, and give the counts."""
+    reasons, pairs = gathered.dropped.copy(), Counter[str]()
+    for one in finished:
+        reasons.update(one.dropped)
+        reasons.update(one.notes)
+        pairs.update(one.pairs)
+    dropped = {reason: count for reason, count in reasons.items() if reason.startswith(_OF_POSTS)}
+    notes = {reason: count for reason, count in reasons.items() if reason not in dropped}
+    parts = {f"questions/{split}": _part(split, finished) for split in wanted(settings.fractions)}
+    totals = Counter[str]()
+    for part in parts.values():
+        totals.update(part.counts)
+    kept = pairs.pop(KEPT, 0)
+    if kept != totals["pairs"] or gathered.rows != totals["questions"] + totals["answers"] + sum(dropped.values()):
+        raise AssertionError(f"counts do not add up: {gathered.rows} rows, {dict(totals)}, {dropped}, {kept} pairs")
+    if not kept:
+        told = ", ".join(f"{reason}: {count}" for reason, count in sorted(pairs.items())) or "none at all"
+        raise DataError(
+            f"no usable pair of answers in {totals['questions']} questions ({told}); give a site where questions have "
+            "two or more answers with differing votes"
         )
-    past.save(ledger)
-    dropped = counts | {"question: its cluster belongs to another split": len(assignment.dropped)}
-    return {reason: count for reason, count in dropped.items() if count and reason != KEPT}
+    store.commit(folder, parts)
+    return {
+        "rows": gathered.rows,
+        "users": gathered.users,
+        "dropped": dict(sorted(dropped.items())),
+        "pairs_dropped": dict(sorted(pairs.items())),
+        "notes": dict(sorted(notes.items())),
+        "truncated": gathered.truncated,
+    }
+
+
+_OF_POSTS = ("post: ", "question: ", "answer: ")
+"""How the reasons begin for which a row of Posts is dropped."""
+
+
+def _part(split: str, finished: Sequence[Finished]) -> store.Part:
+    """All shards of a split, and what they hold together."""
+    there = [one.parts[split] for one in finished if split in one.parts]
+    counts = {what: sum(part["counts"][what] for part in there) for what in ("questions", "answers", "pairs")}
+    return store.Part(counts, tuple(store.Shard(**part["shard"]) for part in there))
 
 
 def write_documents(folder: Path, documents: Iterable[Document], *, fractions: Mapping[str, float]) -> None:

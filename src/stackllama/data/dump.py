@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from lxml import etree
@@ -19,7 +20,7 @@ from stackllama.errors import DumpError, TruncatedDumpError
 
 CHUNK = 1 << 18
 _PROLOG = 1 << 16
-_LONGEST = 1 << 26
+LONGEST = 1 << 26
 _BOM = b"\xef\xbb\xbf"
 _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
 _ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
@@ -34,13 +35,28 @@ class ByteStream(Protocol):
         """At most `size` bytes; none at the end."""
 
 
-def rows(stream: ByteStream, *, table: str, allow_truncated: bool = False) -> RowReader:
-    """The rows of `stream`, which holds the table `table` ("Posts", "Users", ...); iterate over what comes back.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in its table a stream begins, in bytes, and whether the table ends with it.
+
+    A stream that begins behind the table's first byte begins with a row.
+    """
+
+    start: int = 0
+    last: bool = True
+
+
+WHOLE = Place()
+
+
+def rows(stream: ByteStream, *, table: str, allow_truncated: bool = False, place: Place = WHOLE) -> RowReader:
+    """The rows of `stream`, which holds the table `table` ("Posts", "Users", ...), or the piece of it that `place`
+    tells; iterate over what comes back.
 
     Raises DumpError where the stream is empty, is no such table or is damaged, and TruncatedDumpError where it ends too
     early, unless `allow_truncated`: then the complete rows come out and `.truncated_at` says where they end.
     """
-    return RowReader(stream, table=table, allow_truncated=allow_truncated)
+    return RowReader(stream, table=table, allow_truncated=allow_truncated, place=place)
 
 
 class RowReader:
@@ -49,20 +65,21 @@ class RowReader:
     `complete` counts the rows so far. `truncated_at` is None, or the byte after the last complete row of a cut table.
     """
 
-    def __init__(self, stream: ByteStream, *, table: str, allow_truncated: bool) -> None:
+    def __init__(self, stream: ByteStream, *, table: str, allow_truncated: bool, place: Place) -> None:
         self.table = table
         self.complete = 0
         self.truncated_at: int | None = None
         self._stream = stream
         self._allow_truncated = allow_truncated
+        self._place = place
         # What a failure needs to find its place: the bytes since the last complete row began, where they
         # begin in the table, and how many rows begin before them.
         self._kept = b""
-        self._kept_at = 0
+        self._kept_at = place.start
         self._rows_before = 0
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        head = self._prolog()
+        head = self._prolog() if self._place.start == 0 else self._stream.read(CHUNK)
         # Comments and processing instructions are dropped, so only elements are children of the root.
         parser = etree.XMLPullParser(
             events=("end",),
@@ -75,6 +92,8 @@ class RowReader:
             remove_comments=True,
             remove_pis=True,
         )
+        if self._place.start:
+            parser.feed(self._root(b"<"))
         failure: str | None = None
         chunk = head
         while failure is None:
@@ -82,6 +101,8 @@ class RowReader:
                 if chunk:
                     parser.feed(chunk)
                 else:
+                    if not self._place.last:
+                        parser.feed(self._root(b"</"))
                     parser.close()
             except etree.XMLSyntaxError as error:
                 failure = str(error)
@@ -101,6 +122,10 @@ class RowReader:
                 chunk = self._stream.read(CHUNK)
         if failure is not None:
             self._explain(failure, head)
+
+    def _root(self, opening: bytes) -> bytes:
+        """The tag of the root, which a piece from the middle of a table lacks."""
+        return opening + self.table.lower().encode() + b">"
 
     def _prolog(self) -> bytes:
         """The first bytes, with a harmless DOCTYPE blanked out; the position of every other byte stays."""
@@ -163,9 +188,9 @@ class RowReader:
                 self._kept_at += start
                 self._rows_before = wanted
                 kept = kept[start:]
-        if len(kept) > _LONGEST:
+        if len(kept) > LONGEST:
             raise DumpError(
-                f"{self.table}.xml has no complete row in {_LONGEST} bytes after byte {self._kept_at}; it is no "
+                f"{self.table}.xml has no complete row in {LONGEST} bytes after byte {self._kept_at}; it is no "
                 f"table of a dump"
             )
         self._kept = kept
@@ -175,20 +200,21 @@ class RowReader:
         row = _ROW.match(self._kept) if self.complete else None
         if row is not None:
             end = row.end()
+        elif self._place.start:
+            end = 0
         else:  # no complete row: the break is after the root's own tag
             root = _ROOT.search(head)
             end = head.find(b">", root.start()) + 1 if root else 0
         byte = self._kept_at + end
-        name, rows_complete = f"{self.table}.xml", f"{self.complete} complete rows"
-        if self._goes_on(self._kept[end:]):
+        name = f"{self.table}.xml"
+        if not self._place.last or self._goes_on(self._kept[end:]):
             raise DumpError(
-                f"{name} is damaged after byte {byte} ({rows_complete} before it, more after it): {reason}; "
-                "get a fresh copy of the dump"
+                f"{name} is damaged after byte {byte}, and goes on after that: {reason}; get a fresh copy of the dump"
             )
         if not self._allow_truncated:
             raise TruncatedDumpError(
-                f"{name} is cut off: it ends without </{self.table.lower()}>, after {rows_complete}, the last of "
-                f"which ends at byte {byte}; get a fresh copy, or go on with the complete rows by --allow-truncated",
+                f"{name} is cut off: it ends without </{self.table.lower()}>, and its last complete row ends at byte "
+                f"{byte}; get a fresh copy, or go on with the complete rows by --allow-truncated",
                 byte=byte,
             )
         self.truncated_at = byte

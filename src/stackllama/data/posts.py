@@ -1,23 +1,17 @@
-"""Questions with their answers, each text with its attribution, out of the tables Posts and Users.
+"""Questions with their answers, each text with its attribution; and the rows of Posts and Users that they come from.
 
-Rows may come in any order: every row is judged and converted on its own (`parse_post`, `parse_user`: pure functions),
-then joined by id. The result is sorted by id, so it does not depend on the order of the rows. Whatever is left out is
-counted under a named reason.
+Every row is judged and converted on its own (`parse_post`, `parse_user`: pure functions); what is left out has a named
+reason.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import quote
+from typing import NamedTuple
 
-from stackllama.data.archive import TABLES, open_tables
-from stackllama.data.dump import ByteStream, rows
 from stackllama.data.markup import plain_length, to_markdown
-from stackllama.errors import DumpError
 
 COMMUNITY = -1
 """The user id under which Stack Exchange files what nobody in particular owns."""
@@ -103,15 +97,14 @@ class Document:
     attribution: Attribution
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(NamedTuple):
     """A row of Posts that is a question (`parent` is None) or an answer, before it is joined."""
 
     id: int
     parent: int | None
     accepted_answer: int | None
     title: str
-    tags: tuple[str, ...]
+    tags: list[str]
     text: str
     length: int
     votes: int
@@ -119,102 +112,6 @@ class Post:
     owner: int | None
     owner_name: str
     license: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReadReport:
-    """What was read. `rows` counts the rows of Posts, `answers` those that have their question, `orphans` the others.
-
-    `dropped` counts what was left out, by reason; `truncated_at` has, for each table that was cut off, the byte after
-    its last complete row.
-    """
-
-    site: str
-    rows: int
-    questions: int
-    answers: int
-    orphans: int
-    users: int
-    dropped: Mapping[str, int]
-    truncated_at: Mapping[str, int]
-
-
-def read_questions(
-    path: Path,
-    *,
-    site: str | None = None,
-    allow_truncated: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Question], ReadReport]:
-    """All questions of a dump with their answers, sorted by id, and what was left out.
-
-    `site` is the address in the attribution ("beer.stackexchange.com"); without it the name of the archive or folder is
-    taken. `progress(done, total)` is told the bytes of decompressed tables. Raises DumpError where there is no usable
-    dump, and TruncatedDumpError for one that is cut off, unless `allow_truncated`.
-    """
-    posts: dict[int, Post] = {}
-    users: dict[int, str] = {}
-    dropped: Counter[str] = Counter()
-    truncated_at: dict[str, int] = {}
-    row_count = 0
-    with open_tables(path) as tables:
-        site = site or tables.site
-        done, total = 0, tables.size(TABLES)
-
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            if progress is not None:
-                progress(done, total)
-
-        for table, stream in tables.streams(TABLES):
-            reader = rows(_Counted(stream, count), table=table, allow_truncated=allow_truncated)
-            for row in reader:
-                if table == "Posts":
-                    row_count += 1
-                    _take(parse_post(row), posts, dropped)
-                elif isinstance(user := parse_user(row), str):
-                    dropped[user] += 1
-                else:
-                    users[user[0]] = user[1]
-            if reader.truncated_at is not None:
-                truncated_at[table] = reader.truncated_at
-    if not any(post.parent is None for post in posts.values()):
-        raise DumpError(
-            f"{path} has no question in {row_count} rows of Posts; give the dump of a question-and-answer site"
-        )
-    questions, unjoined = join(posts.values(), users, site)
-    answers = sum(len(question.answers) for question in questions)
-    orphans = unjoined.get(ORPHAN, 0)
-    dropped.update(unjoined)
-    report = ReadReport(
-        site, row_count, len(questions), answers, orphans, len(users), dict(sorted(dropped.items())), truncated_at
-    )
-    return questions, report
-
-
-class _Counted:
-    """A stream that tells how many bytes went through it."""
-
-    def __init__(self, stream: ByteStream, count: Callable[[int], None]) -> None:
-        self._stream = stream
-        self._count = count
-
-    def read(self, size: int, /) -> bytes:
-        piece = self._stream.read(size)
-        self._count(len(piece))
-        return piece
-
-
-def _take(post: Post | str, posts: dict[int, Post], dropped: Counter[str]) -> None:
-    if isinstance(post, str):
-        dropped[post] += 1
-    elif post.id in posts:
-        # Which of the two stays must not depend on the order of the rows.
-        posts[post.id] = max(posts[post.id], post, key=repr)
-        dropped["post: its Id occurs twice"] += 1
-    else:
-        posts[post.id] = post
 
 
 def parse_post(row: Mapping[str, str]) -> Post | str:
@@ -252,7 +149,7 @@ def parse_post(row: Mapping[str, str]) -> Post | str:
         parent=parent,
         accepted_answer=_whole(row, "AcceptedAnswerId") if kind == "1" else None,
         title=row.get("Title", "").strip() if kind == "1" else "",
-        tags=tuple(_TAGS.findall(row.get("Tags", ""))) if kind == "1" else (),
+        tags=_TAGS.findall(row.get("Tags", "")) if kind == "1" else [],
         text=text,
         length=plain_length(row["Body"]),
         votes=votes,
@@ -282,72 +179,3 @@ def license_of(day: str) -> str:
 def _whole(row: Mapping[str, str], name: str) -> int | None:
     value = row.get(name, "")
     return int(value) if _WHOLE.fullmatch(value) else None
-
-
-ORPHAN = "answer: its question is not there"
-
-
-def join(posts: Iterable[Post], users: Mapping[int, str], site: str) -> tuple[list[Question], dict[str, int]]:
-    """Questions with their answers, sorted by id, and how many things found no partner, by reason."""
-    questions: dict[int, Post] = {}
-    answers: dict[int, list[Post]] = {}
-    for post in posts:
-        if post.parent is None:
-            questions[post.id] = post
-        else:
-            answers.setdefault(post.parent, []).append(post)
-    unjoined: Counter[str] = Counter()
-    for parent in answers.keys() - questions.keys():
-        unjoined[ORPHAN] += len(answers[parent])
-    joined = []
-    for post_id in sorted(questions):
-        question = questions[post_id]
-        mine = sorted(answers.get(post_id, ()), key=lambda answer: answer.id)
-        if question.accepted_answer is not None and all(answer.id != question.accepted_answer for answer in mine):
-            unjoined["accepted mark: its answer is not there"] += 1
-        joined.append(
-            Question(
-                site=site,
-                id=question.id,
-                title=question.title,
-                text=question.text,
-                tags=question.tags,
-                votes=question.votes,
-                date=question.date,
-                attribution=attribute(question, users, site),
-                answers=tuple(
-                    Answer(
-                        id=answer.id,
-                        text=answer.text,
-                        votes=answer.votes,
-                        accepted=answer.id == question.accepted_answer,
-                        date=answer.date,
-                        attribution=attribute(answer, users, site),
-                        length=answer.length,
-                    )
-                    for answer in mine
-                ),
-            )
-        )
-    return joined, dict(unjoined)
-
-
-def attribute(post: Post, users: Mapping[int, str], site: str) -> Attribution:
-    """Address, author, profile and licence of a post.
-
-    The name comes from the table Users, else from the row; a user whose name is in neither is "user" and the number, as
-    Stack Exchange itself shows them; nobody at all is "anonymous".
-    """
-    root = f"https://{quote(site, safe='.-:')}"
-    name = users.get(post.owner, "") if post.owner is not None else ""
-    if not name:
-        name = post.owner_name
-    if not name:
-        name = "anonymous" if post.owner is None else "Community" if post.owner == COMMUNITY else f"user{post.owner}"
-    return Attribution(
-        url=f"{root}/{'q' if post.parent is None else 'a'}/{post.id}",
-        author=name,
-        author_id=post.owner,
-        profile_url=None if post.owner is None else f"{root}/users/{post.owner}",
-        license=post.license,
-    )

@@ -16,13 +16,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stackllama.data.posts import Answer, Attribution, Document, Pair, Question
@@ -60,7 +61,7 @@ _ANSWER = pa.struct(
 _PAIR = pa.struct(
     [*(_required(name, pa.int64()) for name in ("better", "worse", "gap")), _required("margin", pa.float64())]
 )
-_SCHEMAS = {
+SCHEMAS = {
     "questions": pa.schema(
         [
             _required("site", pa.string()),
@@ -86,6 +87,15 @@ _SCHEMAS = {
         ]
     ),
 }
+_REPEATED = {
+    "questions": [
+        "site",
+        "tags.list.element",
+        *(f"{place}attribution.{name}" for place in ("", "answers.list.element.") for name in ("author", "license")),
+    ],
+    "documents": ["site", "attribution.author", "attribution.license"],
+}
+"""Columns whose values repeat, so that a dictionary pays; trying one on texts costs time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +174,12 @@ def read_questions(folder: Path, split: str) -> list[Question]:
     """The questions of a split, in the order in which they were written; DataError where a shard is not what was
     written.
     """
-    return [_question(row) for row in _read(Path(folder), "questions", split)]
+    return list(to_questions(_read(Path(folder), "questions", split)))
+
+
+def to_questions(rows: Iterable[dict[str, Any]]) -> Iterator[Question]:
+    """Rows in the schema of questions as records."""
+    return map(_question, rows)
 
 
 def read_documents(folder: Path, split: str) -> list[Document]:
@@ -232,48 +247,72 @@ def _read(folder: Path, kind: str, split: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _write(
-    folder: Path, kind: str, split: str, records: Iterator[dict[str, Any]], counts: dict[str, int], rows_per_shard: int
-) -> Manifest:
-    if not split.isidentifier():
-        raise DataError(f"{split!r} is no name of a split; letters, digits and _ are allowed")
-    old = Manifest()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / MANIFEST).exists():
-            old = read_manifest(folder)
-        _clear(folder, old)
-        shards: list[Shard] = []
-        while (block := list(islice(records, rows_per_shard))) or not shards:
-            table = pa.Table.from_pylist(block, schema=_SCHEMAS[kind])
-            shards.append(_write_shard(folder, f"{kind}-{split}-{len(shards):05}", table))
-        new = Manifest(SCHEMA_VERSION, dict(old.parts) | {f"{kind}/{split}": Part(dict(counts), tuple(shards))})
-        text = json.dumps(asdict(new), indent=1, sort_keys=True) + "\n"
-        _replace(folder / MANIFEST, text.encode())
-    except BaseException as error:
-        with suppress(OSError):
-            _clear(folder, old)
-        if not isinstance(error, OSError):
-            raise
-        raise RunError(
-            f"preference data cannot be written to {folder}: {error.strerror or error}; make room or name another "
-            f"folder"
-        ) from error
-    _clear(folder, new)
-    return new
+def count_questions(table: pa.Table) -> dict[str, int]:
+    """How many questions, answers and pairs a table of questions holds."""
+    nested = {name: pc.sum(pc.list_value_length(table[name]), min_count=0).as_py() for name in ("answers", "pairs")}
+    return {"questions": table.num_rows, **nested}
 
 
-def _write_shard(folder: Path, name: str, table: pa.Table) -> Shard:
+def write_shard(folder: Path, kind: str, split: str, number: int, table: pa.Table) -> Shard:
+    """Write one shard; for a reader it exists once `commit` has named it. Raises RunError where the disk is full."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=4096)
-    content = sink.getvalue().to_pybytes()
+    pq.write_table(
+        table, sink, compression="zstd", compression_level=1, row_group_size=4096, use_dictionary=_REPEATED[kind]
+    )
+    content = sink.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
-    file = f"{name}-{sha256[:12]}.parquet"
-    _replace(folder / file, content)
+    file = f"{kind}-{split}-{number:05}-{sha256[:12]}.parquet"
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / file, content)
     return Shard(file, table.num_rows, len(content), sha256)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def commit(folder: Path, parts: Mapping[str, Part]) -> Manifest:
+    """Put the parts, whose shards are written, in place of those of the same names. Raises RunError where the disk is
+    full; the store is then as it was.
+    """
+    old = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest()
+    new = Manifest(SCHEMA_VERSION, dict(old.parts) | dict(parts))
+    text = json.dumps(asdict(new), indent=1, sort_keys=True) + "\n"
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / MANIFEST, text.encode())
+        _clear(folder, new)
+    return new
+
+
+def _write(
+    folder: Path, kind: str, split: str, records: Iterator[dict[str, Any]], counts: dict[str, int], rows_per_shard: int
+) -> Manifest:
+    """Write all shards of a part, at least one, and commit them."""
+    if not split.isidentifier():
+        raise DataError(f"{split!r} is no name of a split; letters, digits and _ are allowed")
+    shards: list[Shard] = []
+    try:
+        while (block := list(islice(records, rows_per_shard))) or not shards:
+            table = pa.Table.from_pylist(block, schema=SCHEMAS[kind])
+            shards.append(write_shard(folder, kind, split, len(shards), table))
+        return commit(folder, {f"{kind}/{split}": Part(dict(counts), tuple(shards))})
+    except BaseException:
+        with suppress(OSError, DataError):
+            _clear(folder, read_manifest(folder) if (folder / MANIFEST).exists() else Manifest())
+        raise
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Tells what the disk refuses as a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"preference data cannot be written to {folder}: {error.strerror or error}; make room or name another "
+            "folder"
+        ) from error
+
+
+def _replace(path: Path, content: bytes | pa.Buffer) -> None:
     """The file with this content, whole or not at all, also when the power fails."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
@@ -287,6 +326,6 @@ def _clear(folder: Path, manifest: Manifest) -> None:
     """Removes what a killed writer left and what the manifest no longer names; nothing that is not ours."""
     named = {MANIFEST} | {shard.file for part in manifest.parts.values() for shard in part.shards}
     for path in folder.glob("*"):
-        ours = path.name.startswith((MANIFEST, *(f"{kind}-" for kind in _SCHEMAS)))
+        ours = path.name.startswith((MANIFEST, *(f"{kind}-" for kind in SCHEMAS)))
         if ours and path.suffix in (".parquet", ".partial") and path.name not in named:
             path.unlink(missing_ok=True)

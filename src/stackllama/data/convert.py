@@ -1,0 +1,162 @@
+"""One piece of a table, read, converted and cleaned, as files that the later steps join.
+
+    NAME.arrow       posts, dealt to buckets by their question
+    NAME.parquet     what joins by id: of posts (bucket, question, id, owner), users, votes or links
+    NAME.json        counts, written last: a piece whose JSON is there is done
+
+A function of the piece and the settings alone, so pieces are converted in any order, by any number of processes, here
+or on a cluster, and a build that was stopped keeps those that are done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stackllama.data.dump import rows
+from stackllama.data.pieces import Piece
+from stackllama.data.posts import Post, parse_post, parse_user
+from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
+from stackllama.errors import DumpError
+from stackllama.files import atomic_write_json, raise_if_full
+
+KEYS = {
+    "Posts": pa.schema(
+        {
+            "source": pa.int32(),
+            "bucket": pa.int32(),
+            "question": pa.int64(),
+            "id": pa.int64(),
+            "answers": pa.bool_(),
+            "owner": pa.int64(),
+        }
+    ),
+    "Users": pa.schema({"source": pa.int32(), "id": pa.int64(), "name": pa.string()}),
+    "Votes": pa.schema({"source": pa.int32(), "id": pa.int64(), "day": pa.int32(), "change": pa.int32()}),
+    "PostLinks": pa.schema({"source": pa.int32(), "id": pa.int64(), "related": pa.int64(), "kind": pa.int32()}),
+}
+"""What each table leaves to be joined by id."""
+
+Dropped = Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What decides how a piece is converted, beside the piece. `folder` is where its files go."""
+
+    folder: Path
+    buckets: int
+    allow_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What came of a piece: the rows of its table, the questions kept, the rows dropped by reason, and the byte
+    after the last complete row where the table breaks off.
+    """
+
+    rows: int
+    questions: int
+    dropped: Mapping[str, int]
+    truncated_at: int | None
+
+
+def convert(conversion: Conversion, piece: Piece) -> Converted:
+    """Convert a piece and write its files.
+
+    Raises DumpError where the piece is damaged, TruncatedDumpError where it is cut off (unless that is allowed), and
+    RunError where the disk is full.
+    """
+    path = conversion.folder / piece.name
+    try:
+        converted = _convert(conversion, piece, path)
+        atomic_write_json(path.with_suffix(".json"), asdict(converted))
+    except DumpError as error:
+        error.args = (f"{piece.source.path}: {error}",)
+        raise
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
+    return converted
+
+
+def read_converted(folder: Path, name: str) -> Converted | None:
+    """What came of the piece of that name; None where it is not done."""
+    try:
+        return Converted(**json.loads((folder / f"{name}.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _convert(conversion: Conversion, piece: Piece, path: Path) -> Converted:
+    dropped: Dropped = Counter()
+    questions = 0
+    with piece.open() as stream:
+        reader = rows(stream, table=piece.table, allow_truncated=conversion.allow_truncated, place=piece.place)
+        if piece.table == "Posts":
+            posts = posts_table(_kept((parse_post(row) for row in reader), dropped))
+            keys = _deal(posts, piece, conversion.buckets, path)
+            questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
+        else:
+            keys = _keys_table(piece, list(_kept(map(_PARSERS[piece.table], reader), dropped)))
+    pq.write_table(keys, path.with_suffix(".parquet"), compression="lz4")
+    return Converted(reader.complete, questions, dict(sorted(dropped.items())), reader.truncated_at)
+
+
+def _keys_table(piece: Piece, found: list[Any]) -> pa.Table:
+    schema = KEYS[piece.table]
+    columns = list(zip(*found, strict=True)) or [()] * (len(schema) - 1)
+    return pa.table([np.full(len(found), piece.source.number, np.int32), *map(list, columns)], schema=schema)
+
+
+def posts_table(posts: Iterable[Post]) -> pa.Table:
+    """Posts as columns, in the schema `shuffle.POSTS`."""
+    columns = list(zip(*posts, strict=True))
+    if not columns:
+        return POSTS.empty_table()
+    given: dict[str, Sequence[Any]] = dict(zip(Post._fields, columns, strict=True))
+    parents = given.pop("parent")
+    given["question"] = [own if parent is None else parent for own, parent in zip(given["id"], parents, strict=True)]
+    given["answers"] = [parent is not None for parent in parents]
+    rows_N = len(parents)
+    return pa.table(
+        [
+            pa.array(given[field.name], field.type) if field.name in given else pa.nulls(rows_N, field.type)
+            for field in POSTS
+        ],
+        schema=POSTS,
+    )
+
+
+def _deal(posts: pa.Table, piece: Piece, buckets: int, path: Path) -> pa.Table:
+    """Write the posts, dealt to buckets; gives what joins them by id."""
+    bucket_N = bucket_of(piece.source.site, posts["question"].to_numpy(), buckets)
+    write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
+    source_N = np.full(posts.num_rows, piece.source.number, np.int32)
+    shared = [posts[name] for name in ("question", "id", "answers", "owner")]
+    return pa.table([source_N, bucket_N, *shared], schema=KEYS["Posts"])
+
+
+def _kept(parsed: Iterable[Parsed], dropped: Dropped) -> Iterator[Any]:
+    """What is neither None (not wanted) nor a reason to drop it, which is counted."""
+    for one in parsed:
+        if type(one) is str:
+            dropped[one] += 1
+        elif one is not None:
+            yield one
+
+
+Parsed = tuple[Any, ...] | str | None
+
+_PARSERS: Mapping[str, Callable[[Mapping[str, str]], Parsed]] = {
+    "Users": parse_user,
+}
