@@ -153,7 +153,7 @@ def _cut_parquet(path: Path, site: str, piece_bytes: int) -> Iterator[Piece]:
         _check_types(schema, form, path)
         markdown = MARKDOWN.items() <= (schema.metadata or {}).items()
         first = held = 0
-        for group in range(metadata.num_row_groups):
+        for group in range(metadata.num_row_groups if metadata.num_rows else 0):
             held += metadata.row_group(group).total_byte_size
             if held >= piece_bytes or group + 1 == metadata.num_row_groups:
                 yield Piece(str(path), form, site, first, group + 1, markdown)
