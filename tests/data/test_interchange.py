@@ -211,8 +211,7 @@ def test_a_real_dump_goes_through_every_format(tmp_path: Path) -> None:
     for form in FORMATS:
         write(tmp_path / "store", tmp_path / form, format=form, render=render)
         back[form], dropped = read(tmp_path / form, frame=frame(render))
-        # one question has the same answer twice, in no pair of differing texts; 446 have none or only one
-        assert set(dropped) <= {"row: no answers", "answer: its text was there before"}
+        assert dropped == ({"row: no answers": 42} if form == "preferences" else {})  # questions without any answer
     scored = [[answer_score(one.votes, one.accepted) for one in asked.answers] for asked in back["preferences"]]
     assert sum(len(pairs_by(one)) for one in scored) == expected["pairs_by_score_rule"]
     for form in ("paired", "jsonl"):

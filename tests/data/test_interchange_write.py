@@ -138,6 +138,7 @@ def test_fixed_order_is_by_site_and_id_however_it_is_sorted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int
 ) -> None:
     monkeypatch.setattr(interchange_write, "QUESTIONS_PER_RUN", run)
+    monkeypatch.setattr(interchange_write, "RUNS_AT_ONCE", 2)
     order = [("b", 3), ("a", 7), ("b", 1), ("a", 12), ("a", 8)]
     put(tmp_path / "store", [asked(number, site=site, pairs=()) for site, number in order])
     write(tmp_path / "store", tmp_path / "out", format="preferences", fixed_order=True)

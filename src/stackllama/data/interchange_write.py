@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ from stackllama.files import atomic_folder
 
 ROWS_PER_GROUP = 1000
 ROWS_PER_FILE = 200_000
-QUESTIONS_PER_RUN = 20_000
+QUESTIONS_PER_RUN = 5000
 """How many questions are sorted in memory at once, where they have to be sorted."""
+RUNS_AT_ONCE = 256
+"""How many sorted runs are merged at once; each is an open file."""
 
 Row = dict[str, Any]
 Render = Callable[[str, str], str]
@@ -203,16 +205,33 @@ def _by(attribution: Attribution) -> Row:
 def _sorted(entries: Iterable[_Entry], beside: Path) -> Iterator[_Entry]:
     """By site and id. What is too much for the memory is sorted in runs, which wait in `beside` to be merged."""
     entries = iter(entries)
-    with tempfile.TemporaryDirectory(dir=beside) as folder:
+    with tempfile.TemporaryDirectory(dir=beside) as name:
         runs: list[Path] = []
-        while block := sorted(islice(entries, QUESTIONS_PER_RUN), key=_key):
+        for number in count():
+            block = sorted(islice(entries, QUESTIONS_PER_RUN), key=_key)
             if not runs and len(block) < QUESTIONS_PER_RUN:
                 yield from block
                 return
-            runs.append(Path(folder) / str(len(runs)))
-            with runs[-1].open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(_line([one.site, one.id, one.rows, one.notice]) + "\n" for one in block)
-        yield from heapq.merge(*map(_run, runs), key=_key)
+            if not block:
+                break
+            runs.append(_spill(block, Path(name) / str(number)))
+            del block  # before the next one is read
+            if len(runs) == RUNS_AT_ONCE:
+                merged = _spill(_merged(runs), Path(name) / f"{number}-merged")
+                for run in runs:
+                    run.unlink()
+                runs = [merged]
+        yield from _merged(runs)
+
+
+def _merged(runs: Iterable[Path]) -> Iterator[_Entry]:
+    return heapq.merge(*map(_run, runs), key=_key)
+
+
+def _spill(entries: Iterable[_Entry], path: Path) -> Path:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_line([one.site, one.id, one.rows, one.notice]) + "\n" for one in entries)
+    return path
 
 
 def _key(entry: _Entry) -> tuple[str, int]:
