@@ -54,5 +54,5 @@ def test_buckets_depend_on_site_and_question_alone_and_are_of_one_size() -> None
 
 def test_how_many_buckets() -> None:
     assert bucket_count(1000, 1 << 20) == 1
-    assert bucket_count(3 << 30, 1 << 24) == 64
-    assert bucket_count(100 << 30, 100 << 20) == 342
+    assert bucket_count(3 << 30, 1 << 24) == 96
+    assert bucket_count(100 << 30, 100 << 20) == 512

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-BUCKET_BYTES = 3 << 24
-"""Bytes of a dump that a bucket holds, about: three times a usual piece."""
+BUCKET_BYTES = 2 << 24
+"""Bytes of a dump that a bucket holds, about: twice a usual piece."""
 
 POSTS = pa.schema(
     [
@@ -52,7 +52,7 @@ _BUCKETS = b"buckets"
 
 def bucket_count(total: int, piece: int) -> int:
     """How many buckets dumps of `total` bytes are dealt to, in pieces of `piece` bytes."""
-    return max(1, -(-total // max(BUCKET_BYTES, 3 * piece)))
+    return max(1, -(-total // max(BUCKET_BYTES, 2 * piece)))
 
 
 def bucket_of(site: str, question_N: NDArray[np.int64], buckets: int) -> NDArray[np.int32]:

@@ -174,7 +174,12 @@ def read_questions(folder: Path, split: str) -> list[Question]:
     """The questions of a split, in the order in which they were written; DataError where a shard is not what was
     written.
     """
-    return list(to_questions(_read(Path(folder), "questions", split)))
+    return list(iterate_questions(folder, split))
+
+
+def iterate_questions(folder: Path, split: str) -> Iterator[Question]:
+    """Like `read_questions`, one after the other: never more in memory than one shard's bytes and 1024 questions."""
+    return to_questions(_read(Path(folder), "questions", split))
 
 
 def to_questions(rows: Iterable[dict[str, Any]]) -> Iterator[Question]:

@@ -1,0 +1,288 @@
+"""Finding preference data of other tools, and cutting it into pieces that can be read by processes of their own.
+
+    where = a file .parquet or .jsonl | a folder with such files, at any depth | hub:OWNER/NAME[/FOLDER][@REVISION]
+
+A file's format is recognised by its columns (`interchange.REQUIRED`). A piece is a range of row groups of a Parquet
+file or a range of bytes of a JSONL file, cut at line ends; it is plain data. Rows of one question that are in several
+pieces come out as parts of a question with the same site and id, to be put together by `interchange_rows.merge`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stackllama.data.interchange import ATTRIBUTION, MARKDOWN, REQUIRED, SCHEMAS
+from stackllama.data.interchange_rows import READERS, Frame, Row, Source, merge
+from stackllama.data.posts import Question
+from stackllama.errors import DataError
+
+PIECE_BYTES = 16_000_000
+MAX_LINE = 32_000_000
+"""Bytes of a JSONL line; a longer one is dropped without being held in memory."""
+SUFFIXES = (".parquet", ".jsonl")
+HUB = "hub:"
+
+_LINES_TO_JUDGE = 100
+_BATCH = 256
+_SHARD = re.compile(r"-\d{5}(-of-\d{5})?$", re.ASCII)
+_HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)((?:/[^@/]+)*)(?:@([\w./-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a file: the row groups or bytes from `first` up to `last`. `site` is for rows that name none."""
+
+    path: str
+    format: str
+    site: str
+    first: int
+    last: int
+    markdown: bool = False
+
+
+def pieces(where: str | Path, *, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+    """All that is to be read there, in the order of the paths, in pieces of about `piece_bytes` (uncompressed).
+
+    Raises DataError where nothing is found, where a file cannot be read, and where its columns fit no format.
+    """
+    found: list[Piece] = []
+    for path in _files(where):
+        site = _SHARD.sub("", path.stem) or path.stem
+        try:
+            cut = _cut_parquet if path.suffix == ".parquet" else _cut_jsonl
+            found += cut(path, site, piece_bytes)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read: {error}; give an intact file") from error
+    return found
+
+
+def read_piece(piece: Piece, dropped: Counter[str], *, frame: Frame = ("", "")) -> Iterator[Question]:
+    """The questions of a piece; `dropped` gets, by reason, what was left out (complete once the last one is out).
+
+    Questions of `paired` and `jsonl` have the pairs that the data state, those of `preferences` have none yet. `frame`
+    is what the template puts around a question (`interchange.frame`); it is taken off prompts that have it. Raises
+    DataError where the file is damaged.
+    """
+    rows = _parquet_rows if piece.path.endswith(".parquet") else _jsonl_rows
+    source = Source(piece.site, frame, piece.markdown)
+    return READERS[piece.format](rows(piece, dropped), source, dropped)
+
+
+def read(where: str | Path, *, frame: Frame = ("", "")) -> tuple[list[Question], dict[str, int]]:
+    """All questions, sorted by site and id, in memory, and what was left out, by reason. For data of modest size."""
+    dropped: Counter[str] = Counter()
+    parts: dict[tuple[str, int], list[Question]] = {}
+    for piece in pieces(where):
+        for question in read_piece(piece, dropped, frame=frame):
+            parts.setdefault((question.site, question.id), []).append(question)
+    return [merge(parts[key]) for key in sorted(parts)], dict(sorted(dropped.items()))
+
+
+def _files(where: str | Path) -> list[Path]:
+    path = _from_hub(where) if isinstance(where, str) and where.startswith(HUB) else Path(where)
+    if path.is_dir():
+        inside = [item for item in path.rglob("*") if item.suffix in SUFFIXES and item.name != ATTRIBUTION]
+        files = sorted(
+            item for item in inside if not any(part.startswith(".") for part in item.relative_to(path).parts)
+        )
+        if not files:
+            raise DataError(f"{where} has no file that ends in {' or '.join(SUFFIXES)}; name a folder that has some")
+        return files
+    if not path.is_file():
+        raise DataError(f"{where} is not there; give a file, a folder, or {HUB}OWNER/NAME for a data set of the Hub")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{where} ends in {path.suffix or 'nothing'}; preference data end in {' or '.join(SUFFIXES)}")
+    return [path]
+
+
+def _from_hub(where: str) -> Path:
+    """The folder, or file, of the Hub's local cache that holds what `where` names; fetched where it is missing."""
+    named = _HUB.fullmatch(where)
+    inside = PurePosixPath(named[2].strip("/")) if named else PurePosixPath()
+    if not named or ".." in inside.parts:
+        raise DataError(
+            f"{where} names no data set; write {HUB}OWNER/NAME, {HUB}OWNER/NAME/FOLDER, or either @REVISION"
+        )
+    folder = f"{inside}/" if inside.parts else ""
+    patterns = [str(inside)] if inside.suffix in SUFFIXES else [f"{folder}*{suffix}" for suffix in SUFFIXES]
+    try:
+        path = download(named[1], named[3], patterns) / inside
+    except Exception as error:  # the client raises its own errors, those of its HTTP library, and the system's
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{where} cannot be had from the Hub: {type(error).__name__}: {reason}; look at its name, log in where it "
+            "asks for that, or fetch it once while online (HF_HUB_OFFLINE forbids fetching)"
+        ) from error
+    if not path.exists():
+        raise DataError(
+            f"{where}: the data set {named[1]} has no {inside} with files ending in {' or '.join(SUFFIXES)}"
+        )
+    return path
+
+
+def download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The local folder of a data set of the Hub with at least the files that fit `patterns`."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+
+
+def _format_of(columns: list[str], path: Path) -> str:
+    for name, required in REQUIRED.items():
+        if set(required) <= set(columns):
+            return name
+    known = "; ".join(f"{name}: {', '.join(required)}" for name, required in REQUIRED.items())
+    there = ", ".join(repr(column[:40]) for column in columns[:20]) or "none"
+    raise DataError(f"{path} has the columns {there}, which fit no format of preference data ({known}); rename them")
+
+
+def _cut_parquet(path: Path, site: str, piece_bytes: int) -> Iterator[Piece]:
+    with pq.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        form = _format_of(schema.names, path)
+        _check_types(schema, form, path)
+        markdown = MARKDOWN.items() <= (schema.metadata or {}).items()
+        first = held = 0
+        for group in range(metadata.num_row_groups if metadata.num_rows else 0):
+            held += metadata.row_group(group).total_byte_size
+            if held >= piece_bytes or group + 1 == metadata.num_row_groups:
+                yield Piece(str(path), form, site, first, group + 1, markdown)
+                first, held = group + 1, 0
+
+
+def _check_types(schema: pa.Schema, form: str, path: Path) -> None:
+    for wanted in SCHEMAS[form]:
+        if wanted.name in schema.names and not _fits(schema.field(wanted.name).type, wanted.type):
+            raise DataError(
+                f"{path}: the column {wanted.name!r} is {str(schema.field(wanted.name).type)[:200]}, and has to be "
+                f"{wanted.type}; convert it"
+            )
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type come out as those of the other do: any width, any kind of list, with all its fields."""
+    kinds = pa.types
+    if kinds.is_null(found):
+        return True
+    if kinds.is_dictionary(found):
+        return _fits(found.value_type, wanted)
+    if kinds.is_list(wanted):
+        lists = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)
+        return any(is_list(found) for is_list in lists) and _fits(found.value_type, wanted.value_type)
+    if kinds.is_struct(wanted):
+        there = {field.name: field.type for field in found} if kinds.is_struct(found) else {}
+        needed = ("answer_id", "pm_score", "text")
+        plain = (pa.int64(), pa.string(), pa.bool_())
+        loose = all(kinds.is_floating(one) or any(_fits(one, kind) for kind in plain) for one in there.values())
+        return loose and all(name in there and _fits(there[name], wanted.field(name).type) for name in needed)
+    if kinds.is_integer(wanted):
+        return bool(kinds.is_integer(found))
+    if kinds.is_boolean(wanted):
+        return bool(kinds.is_boolean(found))
+    return bool(kinds.is_string(found) or kinds.is_large_string(found) or str(found) == "string_view")
+
+
+def _parquet_rows(piece: Piece, dropped: Counter[str]) -> Iterator[Row]:
+    groups = list(range(piece.first, piece.last))
+    try:
+        with pq.ParquetFile(piece.path) as file:
+            columns = [name for name in SCHEMAS[piece.format].names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(_BATCH, row_groups=groups, columns=columns):
+                yield from _records(batch, dropped)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{piece.path}, row groups {piece.first} to {piece.last - 1}, cannot be read: {error}; give an intact file"
+        ) from error
+
+
+def _records(batch: pa.RecordBatch, dropped: Counter[str]) -> Iterator[Row]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            dropped["row: not UTF-8"] += 1
+        else:
+            for number in range(batch.num_rows):
+                yield from _records(batch.slice(number, 1), dropped)
+
+
+def _cut_jsonl(path: Path, site: str, piece_bytes: int) -> Iterator[Piece]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        form = _jsonl_format(file, path)
+        first = 0
+        while form and first < size:
+            file.seek(min(first + piece_bytes, size))
+            _to_line_end(file)
+            yield Piece(str(path), form, site, first, file.tell())
+            first = file.tell()
+
+
+def _jsonl_format(file: BinaryIO, path: Path) -> str:
+    """The format of the first line that has one; none for a file without any line."""
+    whole = Piece(str(path), "", "", 0, path.stat().st_size)
+    judged = [_parse(line) for line in islice(_lines(file, whole, Counter()), _LINES_TO_JUDGE)]
+    objects = [one for one in judged if isinstance(one, dict)]
+    if judged and not objects:
+        raise DataError(f"{path}: its first line cannot be used ({judged[0]}); JSONL has one object in each line")
+    for one in objects:
+        if any(set(required) <= set(one) for required in REQUIRED.values()):
+            return _format_of(list(one), path)
+    return _format_of(list(objects[0]), path) if objects else ""
+
+
+def _jsonl_rows(piece: Piece, dropped: Counter[str]) -> Iterator[Row]:
+    try:
+        with Path(piece.path).open("rb") as file:
+            for line in _lines(file, piece, dropped):
+                row = _parse(line)
+                if isinstance(row, str):
+                    dropped[row] += 1
+                else:
+                    yield row
+    except OSError as error:
+        raise DataError(f"{piece.path} cannot be read: {error.strerror or error}; give an intact file") from error
+
+
+def _lines(file: BinaryIO, piece: Piece, dropped: Counter[str]) -> Iterator[bytes]:
+    """The lines of a piece that are not empty."""
+    file.seek(piece.first)
+    while file.tell() < piece.last:
+        at_start = file.tell() == 0
+        line = file.readline(MAX_LINE)
+        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            _to_line_end(file)
+            dropped[f"row: its line has over {MAX_LINE} bytes"] += 1
+            continue
+        if at_start:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield line
+
+
+def _to_line_end(file: BinaryIO) -> None:
+    while (part := file.readline(65536)) and not part.endswith(b"\n"):
+        pass
+
+
+def _parse(line: bytes) -> dict[str, Any] | str:
+    """The object in a line, or the reason why there is none."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "row: not UTF-8"
+    except RecursionError:
+        return "row: JSON nested too deeply"
+    except ValueError:
+        return "row: broken JSON"
+    return value if isinstance(value, dict) else "row: not a JSON object"
