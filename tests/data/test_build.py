@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from stackllama.data import build, convert, store
+from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.gathering import Tell
 from stackllama.data.pieces import Piece
@@ -135,6 +136,31 @@ def test_what_was_done_for_another_dump_is_not_gone_on_with(
     other = site(tmp_path / "other", [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
     build.build(build.sources([other], SITE), tmp_path / "out", SETTINGS, Machine(), fingerprint=1, show=silent)
     assert [one.id for one in questions(tmp_path / "out")] == [1]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("name", ["preferences", "paired", "jsonl"])
+def test_what_was_written_for_others_is_built_again(
+    dump: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(tmp_path / "first", dump)
+    interchange_write.write(tmp_path / "first", tmp_path / "out", format=name, render=lambda title, body: body)
+    monkeypatch.setattr("stackllama.data.interchange_read.PIECE_BYTES", 5000)  # a question's rows in several pieces
+    counts = built(tmp_path / "again", tmp_path / "out", settings=replace(SETTINGS, max_pairs=100))
+    before, after = questions(tmp_path / "first"), questions(tmp_path / "again")
+
+    def texts(question: Question) -> set[tuple[str, str]]:
+        return {(question.answers[p.better].text, question.answers[p.worse].text) for p in question.pairs}
+
+    paired = {one.text: texts(one) for one in before if one.pairs}
+    found = {one.text: texts(one) for one in after}
+    assert counts["rows"] == len(after) + sum(len(one.answers) for one in after) + sum(counts["dropped"].values())
+    assert all(found[text] >= pairs for text, pairs in paired.items())
+    if name != "preferences":  # which has scores, and so every pair again
+        assert found == paired
+    if name != "jsonl":
+        assert {one.site for one in after} == {SITE}
+        assert {one.attribution.url for one in after} <= {one.attribution.url for one in before}
 
 
 def test_a_dump_without_a_usable_pair_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

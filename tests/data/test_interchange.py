@@ -18,8 +18,9 @@ from stackllama.data.interchange import FORMATS, SCHEMAS, fixed_pairs, frame, si
 from stackllama.data.interchange_read import pieces, read, read_piece
 from stackllama.data.interchange_rows import merge
 from stackllama.data.interchange_write import write
-from stackllama.data.posts import Answer, Attribution, Question, read_questions
+from stackllama.data.posts import Answer, Attribution, Question
 from stackllama.data.preferences import answer_score, pair_questions, pairs_by
+from stackllama.data.reading import read_questions
 from stackllama.tokens.template import question_text, root_text
 from tests.data.dumps import shared_dumps
 

@@ -27,7 +27,7 @@ def read(piece: Piece, **options: bool) -> list[dict[str, str]]:
 
 def cut_file(path: Path, size: int) -> list[Piece]:
     with open_tables(path) as tables:
-        return list(cut(Source(0, path, "s"), tables, ["Posts"], size))
+        return list(cut(Source(0, str(path), "s"), tables, ["Posts"], size))
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 333, 1000, 4096, 10**6])

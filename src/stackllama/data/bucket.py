@@ -20,7 +20,7 @@ from stackllama.data import store
 from stackllama.data.joining import Joined, join_bucket
 from stackllama.data.nesting import nested, to_pair
 from stackllama.data.posts import Question
-from stackllama.data.preferences import with_pairs
+from stackllama.data.preferences import KEPT, with_pairs
 from stackllama.data.splits import assign
 from stackllama.files import atomic_write_json, raise_if_full
 
@@ -30,13 +30,12 @@ class Bucketing:
     """What decides the outcome of a bucket, beside its number.
 
     `work` has what the pieces left; the shards go to `store`. `pieces` are the files of posts, each with the number
-    of its source; `sites` has the site of each source.
+    of its source.
     """
 
     work: Path
     store: Path
     pieces: tuple[tuple[Path, int], ...]
-    sites: tuple[str, ...]
     fractions: Mapping[str, float]
     max_pairs: int
 
@@ -78,7 +77,7 @@ def _read_finished(path: Path) -> Finished | None:
 
 
 def _finish(bucketing: Bucketing, bucket: int) -> Finished:
-    joined = join_bucket(bucketing.work, bucketing.pieces, bucketing.sites, bucket)
+    joined = join_bucket(bucketing.work, bucketing.pieces, bucket)
     counts: Counter[str] = Counter()
     table = nested(joined, _paired(joined, bucketing, counts), [""] * joined.questions.num_rows)
     return Finished(_parts(bucketing, bucket, table), dict(joined.dropped), dict(counts), dict(joined.notes))
@@ -88,7 +87,10 @@ def _paired(joined: Joined, bucketing: Bucketing, counts: Counter[str]) -> dict[
     """The questions that can have pairs with those that they get, by their number."""
     found = {}
     for at, question in to_pair(joined):
-        found[at], reasons = with_pairs(question, max_pairs=bucketing.max_pairs)
+        if question.pairs:
+            found[at], reasons = question, {KEPT: len(question.pairs)}
+        else:
+            found[at], reasons = with_pairs(question, max_pairs=bucketing.max_pairs)
         counts.update(reasons)
     return found
 

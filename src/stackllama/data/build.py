@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stackllama.data import store
+from stackllama.data import interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
+from stackllama.data.interchange_rows import Frame
 from stackllama.data.pieces import Source
 from stackllama.data.posts import Document
 from stackllama.data.preferences import KEPT
@@ -41,6 +42,7 @@ class Settings:
     fractions: Mapping[str, float]
     max_pairs: int
     allow_truncated: bool = False
+    frame: Frame = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,17 @@ class Machine:
     engine: str = "local"
 
 
-def sources(paths: Sequence[Path], site: str | None = None) -> list[Source]:
-    """The dumps at `paths`, numbered; `site` is the address of all, else the name of each archive or folder is."""
+def sources(places: Sequence[str | Path], site: str | None = None) -> list[Source]:
+    """The dumps and preference data at `places`, numbered; `site` is the address of all dumps, else the name of each
+    archive or folder is. Raises DumpError where a dump cannot be opened.
+    """
     found = []
-    for number, path in enumerate(paths):
-        with open_tables(path) as tables:
-            found.append(Source(number, path, site or tables.site))
+    for number, place in enumerate(map(str, places)):
+        if interchange_read.is_records(place):
+            found.append(Source(number, place, ""))
+        else:
+            with open_tables(Path(place)) as tables:
+                found.append(Source(number, place, site or tables.site))
     return found
 
 
@@ -74,7 +81,13 @@ def build(
     with open_workers(machine.engine, machine.workers) as over:
         with show("data: converting", "bytes") as tell:
             gathered = gather(
-                dumps, work, over, allow_truncated=settings.allow_truncated, threads=machine.workers, tell=tell
+                dumps,
+                work,
+                over,
+                allow_truncated=settings.allow_truncated,
+                frame=settings.frame,
+                threads=machine.workers,
+                tell=tell,
             )
         with show("data: writing", "buckets") as tell:
             finished = _finish(gathered, folder, settings, over, tell)
@@ -89,7 +102,6 @@ def _finish(gathered: Gathered, folder: Path, settings: Settings, over: Over, te
         folder / "work",
         folder,
         tuple(gathered.posts),
-        tuple(source.site for source in gathered.sources),
         settings.fractions,
         settings.max_pairs,
     )

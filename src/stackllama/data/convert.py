@@ -22,9 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stackllama.data import interchange_read
 from stackllama.data.dump import rows
+from stackllama.data.interchange_rows import Frame
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Post, parse_post, parse_user
+from stackllama.data.records import to_rows
 from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
 from stackllama.errors import DumpError
 from stackllama.files import atomic_write_json, raise_if_full
@@ -51,11 +54,14 @@ Dropped = Counter[str]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What decides how a piece is converted, beside the piece. `folder` is where its files go."""
+    """What decides how a piece is converted, beside the piece. `folder` is where its files go; `frame` is what the
+    template puts around a question (`interchange.frame`).
+    """
 
     folder: Path
     buckets: int
     allow_truncated: bool = False
+    frame: Frame = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +106,12 @@ def read_converted(folder: Path, name: str) -> Converted | None:
 def _convert(conversion: Conversion, piece: Piece, path: Path) -> Converted:
     dropped: Dropped = Counter()
     questions = 0
+    if piece.records is not None:
+        return _convert_records(conversion, piece.records, path)
     with piece.open() as stream:
         reader = rows(stream, table=piece.table, allow_truncated=conversion.allow_truncated, place=piece.place)
         if piece.table == "Posts":
-            posts = posts_table(_kept((parse_post(row) for row in reader), dropped))
+            posts = posts_table(_kept((parse_post(row) for row in reader), dropped), piece.source.site)
             keys = _deal(posts, piece, conversion.buckets, path)
             questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
         else:
@@ -118,8 +126,21 @@ def _keys_table(piece: Piece, found: list[Any]) -> pa.Table:
     return pa.table([np.full(len(found), piece.source.number, np.int32), *map(list, columns)], schema=schema)
 
 
-def posts_table(posts: Iterable[Post]) -> pa.Table:
-    """Posts as columns, in the schema `shuffle.POSTS`."""
+def _convert_records(conversion: Conversion, records: interchange_read.Piece, path: Path) -> Converted:
+    reasons: Dropped = Counter()
+    posts = to_rows(interchange_read.read_piece(records, reasons, frame=conversion.frame))
+    bucket_N = np.zeros(posts.num_rows, np.int32)
+    site_N = posts["site"].to_numpy(zero_copy_only=False)
+    for site in set(site_N):
+        bucket_N[site_N == site] = bucket_of(site, posts["question"].to_numpy()[site_N == site], conversion.buckets)
+    write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
+    questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
+    dropped = {f"record: {reason}": count for reason, count in sorted(reasons.items())}
+    return Converted(posts.num_rows, questions, dropped, None)
+
+
+def posts_table(posts: Iterable[Post], site: str) -> pa.Table:
+    """Posts of a site as columns, in the schema `shuffle.POSTS`."""
     columns = list(zip(*posts, strict=True))
     if not columns:
         return POSTS.empty_table()
@@ -128,6 +149,7 @@ def posts_table(posts: Iterable[Post]) -> pa.Table:
     given["question"] = [own if parent is None else parent for own, parent in zip(given["id"], parents, strict=True)]
     given["answers"] = [parent is not None for parent in parents]
     rows_N = len(parents)
+    given["site"] = [site] * rows_N
     return pa.table(
         [
             pa.array(given[field.name], field.type) if field.name in given else pa.nulls(rows_N, field.type)

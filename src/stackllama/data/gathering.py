@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from stackllama.data.archive import TABLES, Tables, open_tables
+from stackllama.data.archive import TABLES, open_tables
 from stackllama.data.convert import Conversion, Converted, convert, read_converted
+from stackllama.data.interchange_rows import Frame
 from stackllama.data.keys import join_keys
-from stackllama.data.pieces import Piece, Source, cut, piece_size
+from stackllama.data.pieces import RECORDS, Piece, Source, cut, cut_records, piece_size
 from stackllama.data.shuffle import bucket_count
 from stackllama.data.workers import Over
 from stackllama.errors import DumpError
@@ -49,6 +51,7 @@ def gather(
     over: Over,
     *,
     allow_truncated: bool,
+    frame: Frame = ("", ""),
     threads: int,
     tell: Tell,
 ) -> Gathered:
@@ -58,14 +61,17 @@ def gather(
     TruncatedDumpError for one that is cut off (unless that is allowed), RunError where the disk is full.
     """
     with ExitStack() as stack:
-        tables = [stack.enter_context(open_tables(source.path)) for source in sources]
-        total = sum(one.size(TABLES) for one in tables)
+        records = {one.number: list(cut_records(one)) for one in sources if not one.site}
+        tables = {one.number: stack.enter_context(open_tables(Path(one.path))) for one in sources if one.site}
+        total = sum(one.size(TABLES) for one in tables.values())
+        total += sum(piece.stop - piece.start for pieces in records.values() for piece in pieces)
         size = piece_size(total)
+        cuts = [records.get(one.number) or cut(one, tables[one.number], TABLES, size) for one in sources]
         gathered = Gathered(tuple(sources), bucket_count(total, size))
-        conversion = Conversion(folder, gathered.buckets, allow_truncated)
+        conversion = Conversion(folder, gathered.buckets, allow_truncated, frame)
         done, left = 0, {source.number: 0 for source in sources}
         tell(0, total)
-        for piece, converted in _converted(conversion, _cut(sources, tables, size), over):
+        for piece, converted in _converted(conversion, chain.from_iterable(cuts), over):
             _add(gathered, piece, converted, folder)
             left[piece.source.number] += converted.questions
             done += piece.stop - piece.start
@@ -73,8 +79,8 @@ def gather(
     for source in sources:
         if not left[source.number]:
             raise DumpError(
-                f"{source.path} has no question that can be used in {gathered.rows} rows of Posts; give the dump of a "
-                "question-and-answer site"
+                f"{source.path} has no question that can be used in {gathered.rows} rows of posts; give the dump of a "
+                "question-and-answer site, or preference data"
             )
     gathered.posts.sort()
     gathered.dropped = Counter(dict(sorted(gathered.dropped.items())))
@@ -92,11 +98,6 @@ def prepare(folder: Path, plan: Mapping[str, object]) -> None:
     if not (kept.exists() and read_json(kept) == digest):
         shutil.rmtree(folder, ignore_errors=True)
         atomic_write_json(kept, digest)
-
-
-def _cut(sources: Sequence[Source], tables: Sequence[Tables], size: int) -> Iterator[Piece]:
-    for source, one in zip(sources, tables, strict=True):
-        yield from cut(source, one, TABLES, size)
 
 
 def _converted(conversion: Conversion, pieces: Iterator[Piece], over: Over) -> Iterator[tuple[Piece, Converted]]:
@@ -121,7 +122,7 @@ def _add(gathered: Gathered, piece: Piece, converted: Converted, folder: Path) -
     gathered.dropped.update(converted.dropped)
     if converted.truncated_at is not None:
         gathered.truncated.setdefault(str(piece.source.path), {})[piece.table] = converted.truncated_at
-    if piece.table == "Posts":
+    if piece.table in ("Posts", RECORDS):
         gathered.rows += converted.rows
         gathered.posts.append((folder / f"{piece.name}.arrow", piece.source.number))
     elif piece.table == "Users":

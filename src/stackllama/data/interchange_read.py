@@ -25,6 +25,7 @@ from stackllama.data.interchange import ATTRIBUTION, MARKDOWN, REQUIRED, SCHEMAS
 from stackllama.data.interchange_rows import READERS, Frame, Row, Source, merge
 from stackllama.data.posts import Question
 from stackllama.errors import DataError
+from stackllama.files import digest_file, digest_json
 
 PIECE_BYTES = 16_000_000
 MAX_LINE = 32_000_000
@@ -48,6 +49,24 @@ class Piece:
     first: int
     last: int
     markdown: bool = False
+
+
+def is_records(where: str) -> bool:
+    """Whether `where` names preference data and no dump: by its beginning, its ending, or what the folder has."""
+    path = Path(where)
+    if where.startswith(HUB) or path.suffix in SUFFIXES:
+        return True
+    has_posts = path.is_dir() and any(item.name.lower() == "posts.xml" for item in path.iterdir())
+    return path.is_dir() and not has_posts and any(item.suffix in SUFFIXES for item in path.rglob("*"))
+
+
+def digest(where: str) -> str:
+    """SHA-256 over the names and contents of the files that are read there. Raises DataError where there are none."""
+    files = _files(where)
+    try:
+        return digest_json([(file.name, digest_file(file)) for file in files])
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error}; give an intact file") from error
 
 
 def pieces(where: str | Path, *, piece_bytes: int = PIECE_BYTES) -> list[Piece]:

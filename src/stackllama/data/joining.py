@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stackllama.data.posts import COMMUNITY
+from stackllama.data.records import merge_parts
 from stackllama.data.shuffle import read_dealt
 
 NAMES, VOTES, DOUBLES = "names", "votes", "doubles"
@@ -52,18 +53,20 @@ class Joined:
     notes: Counter[str]
 
 
-def join_bucket(folder: Path, pieces: Sequence[tuple[Path, int]], sites: Sequence[str], bucket: int) -> Joined:
-    """Join what `pieces` (their files of posts, and the number of the source of each) dealt to a bucket.
-
-    `folder` has what was joined by id; `sites` has the site of each source.
+def join_bucket(folder: Path, pieces: Sequence[tuple[Path, int]], bucket: int) -> Joined:
+    """Join what `pieces` (their files of posts, and the number of the source of each) dealt to a bucket; `folder` has
+    what was joined by id.
     """
-    dealt = read_dealt([path for path, _ in pieces], bucket)
-    source_N = np.repeat(np.array([source for _, source in pieces], np.int32), [table.num_rows for table in dealt])
-    posts = pa.concat_tables(dealt).append_column("source", pa.array(source_N))
     dropped: Counter[str] = Counter()
+    parts: dict[int, list[pa.Table]] = {}
+    for (_, source), part in zip(pieces, read_dealt([path for path, _ in pieces], bucket), strict=True):
+        parts.setdefault(source, []).append(part)
+    merged = [merge_parts(pa.concat_tables(of_source), dropped) for of_source in parts.values()]
+    source_N = np.repeat(np.array([*parts], np.int32), [table.num_rows for table in merged])
+    posts = pa.concat_tables(merged).append_column("source", pa.array(source_N))
     posts = _once(posts, read_joined(folder, DOUBLES, bucket), dropped)
-    posts = _placed(_sorted(posts, sites), dropped)
-    posts = _attributed(posts, sites, read_joined(folder, NAMES, bucket))
+    posts = _placed(_sorted(posts), dropped)
+    posts = _attributed(posts, read_joined(folder, NAMES, bucket))
     return _split(posts, dropped)
 
 
@@ -100,15 +103,20 @@ def _once(posts: pa.Table, doubles: pa.Table, dropped: Counter[str]) -> pa.Table
     return posts.filter(pa.array([at not in lost for at in range(len(place))], pa.bool_()))
 
 
-def _sorted(posts: pa.Table, sites: Sequence[str]) -> pa.Table:
+def _sorted(posts: pa.Table) -> pa.Table:
     """Sorted by site, question, source, kind (the question first) and id."""
-    names = sorted(set(sites))
-    rank_S = np.array([names.index(site) for site in sites])
-    source_N = numbers(posts, "source")
     keys = ("id", "answers", "source", "question")
-    order_N = np.lexsort([*(numbers(posts, key) for key in keys), rank_S[source_N]])
-    site = pa.DictionaryArray.from_arrays(pa.array(source_N), pa.array(list(sites))).cast(pa.string())
-    return posts.append_column("site", site).take(pa.array(order_N))
+    return posts.take(pa.array(np.lexsort([*(numbers(posts, key) for key in keys), _rank(posts["site"])])))
+
+
+def _rank(names: pa.ChunkedArray) -> Numbers:
+    """For each name its place among all of them, in the order of the alphabet."""
+    encoded = names.combine_chunks().dictionary_encode()
+    order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+    rank_S = np.empty_like(order)
+    rank_S[order] = np.arange(len(order))
+    ranks: Numbers = rank_S[encoded.indices.to_numpy()].astype(np.int64)
+    return ranks
 
 
 def _starts(*columns: Any) -> Flags:
@@ -125,7 +133,7 @@ def _placed(posts: pa.Table, dropped: Counter[str]) -> pa.Table:
     if not posts.num_rows:
         return posts
     answers_N, source_N, question_N = (numbers(posts, name) for name in ("answers", "source", "question"))
-    site_N = pc.rank(posts["site"].combine_chunks(), tiebreaker="dense").to_numpy()
+    site_N = _rank(posts["site"])
     first_N = _starts(site_N, question_N, source_N)
     group_N = np.cumsum(first_N) - 1
     asked_G = ~answers_N[first_N]  # a group that has its question begins with it
@@ -140,8 +148,8 @@ def _placed(posts: pa.Table, dropped: Counter[str]) -> pa.Table:
     return posts.filter(pa.array(counts_G[group_N]))
 
 
-def _attributed(posts: pa.Table, sites: Sequence[str], names: pa.Table) -> pa.Table:
-    """With "author", "profile_url" and "url".
+def _attributed(posts: pa.Table, names: pa.Table) -> pa.Table:
+    """With "author", and with "url" and "profile_url" where they were not given.
 
     The name comes from the table Users, else from the row; a user whose name is in neither is "user" and the number, as
     Stack Exchange itself shows them; nobody at all is "anonymous".
@@ -154,12 +162,14 @@ def _attributed(posts: pa.Table, sites: Sequence[str], names: pa.Table) -> pa.Ta
     )
     given = pc.if_else(pc.equal(posts["owner_name"], ""), None, posts["owner_name"])
     author = pc.coalesce(_looked_up(posts, names), given, fallback)
-    root = pa.DictionaryArray.from_arrays(
-        posts["source"].combine_chunks(), pa.array([f"https://{quote(site, safe='.-:')}" for site in sites])
-    ).cast(pa.string())
+    site = posts["site"].combine_chunks().dictionary_encode()
+    roots = pa.array([f"https://{quote(name, safe='.-:')}" for name in site.dictionary.to_pylist()], pa.string())
+    root = roots.take(site.indices)
     kind = pc.if_else(posts["answers"], "/a/", "/q/")
     url = pc.binary_join_element_wise(root, kind, posts["id"].cast(pa.string()), "")
-    profile = pc.binary_join_element_wise(root, "/users/", owner.cast(pa.string()), "")
+    profile = pc.if_else(
+        pc.is_valid(posts["url"]), None, pc.binary_join_element_wise(root, "/users/", owner.cast(pa.string()), "")
+    )
     posts = posts.append_column("author", author)
     for name, made in (("url", url), ("profile_url", profile)):
         posts = posts.set_column(posts.schema.get_field_index(name), name, pc.coalesce(posts[name], made))

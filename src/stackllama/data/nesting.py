@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from stackllama.data import store
 from stackllama.data.joining import Joined
-from stackllama.data.posts import Answer, Attribution, Question
+from stackllama.data.posts import Answer, Attribution, Pair, Question
 
 _QUESTIONS = store.SCHEMAS["questions"]
 _JUDGED = ("id", "text", "votes", "accepted", "date")
@@ -41,17 +41,26 @@ def nested(joined: Joined, paired: Mapping[int, Question], clusters: Sequence[st
 
 
 def to_pair(joined: Joined) -> Iterator[tuple[int, Question]]:
-    """The questions with two answers or more, with their numbers; without attributions and the question's own text."""
+    """The questions with two answers or more, with their numbers; without attributions and the question's own text, and
+    with pairs only where they came with them.
+    """
     columns = [joined.answers[name].to_pylist() for name in (*_JUDGED, "length")]
-    asked = [joined.questions[name].to_pylist() for name in ("site", "id", "votes", "date")]
+    asked = [joined.questions[name].to_pylist() for name in ("site", "id", "votes", "date", "pairs")]
     for at in np.flatnonzero(np.diff(joined.starts) > 1).tolist():
         start, stop = int(joined.starts[at]), int(joined.starts[at + 1])
         answers = tuple(
             Answer(*judged, _NOBODY, length)  # type: ignore[call-arg]  # mypy cannot count what is unpacked
             for *judged, length in zip(*(column[start:stop] for column in columns), strict=True)
         )
-        site, number, votes, date = (column[at] for column in asked)
-        yield at, Question(site, number, "", "", (), votes, date, _NOBODY, answers)
+        site, number, votes, date, sides = (column[at] for column in asked)
+        yield at, Question(site, number, "", "", (), votes, date, _NOBODY, answers, _stated(answers, sides or []))
+
+
+def _stated(answers: Sequence[Answer], sides: Sequence[int]) -> tuple[Pair, ...]:
+    """The pairs that a question came with: the ids of their better and worse answers in turn."""
+    place = {answer.id: at for at, answer in enumerate(answers)}
+    pairs = ((place[better], place[worse]) for better, worse in zip(sides[::2], sides[1::2], strict=True))
+    return tuple(Pair(one, two, max(1, answers[one].votes - answers[two].votes)) for one, two in pairs)
 
 
 def _attribution(posts: pa.Table) -> pa.StructArray:

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from stackllama.data import interchange_read
 from stackllama.data.archive import Tables, opened
 from stackllama.data.dump import LONGEST, ByteStream, Place
 from stackllama.errors import DumpError
 
+RECORDS = "Records"
 SMALLEST, USUAL, MOST = 1 << 20, 1 << 24, 1 << 10
 """Bytes of a piece at least, and usually; and how many pieces there may be before they grow beyond that."""
 
@@ -32,16 +34,21 @@ _TOKEN = len(b"<row ")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A dump: its number among those of a build, its path, and the address of its site."""
+    """A dump, or preference data of another tool: its number among those of a build, where it is, and the address of
+    its site (of preference data, empty: each question names its own).
+    """
 
     number: int
-    path: Path
+    path: str
     site: str
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes `start` to `stop` of a table; `data` has them unless they are read from `file`."""
+    """Bytes `start` to `stop` of a table; `data` has them unless they are read from `file`.
+
+    Of preference data the table is `RECORDS`, and `records` says what to read.
+    """
 
     source: Source
     table: str
@@ -51,6 +58,7 @@ class Piece:
     last: bool
     file: Path | None = None
     data: bytes | None = None
+    records: interchange_read.Piece | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +85,14 @@ class Piece:
 def piece_size(total: int) -> int:
     """Bytes of a piece of dumps that have `total` bytes together: 8 pieces of a small one, `MOST` of a huge one."""
     return max(min(USUAL, max(SMALLEST, total // 8)), -(-total // MOST))
+
+
+def cut_records(source: Source) -> Iterator[Piece]:
+    """The pieces of preference data. Raises DataError where there are none, or none that can be read."""
+    for number, one in enumerate(interchange_read.pieces(source.path)):
+        size = one.last - one.first if one.path.endswith(".jsonl") else interchange_read.PIECE_BYTES
+        start = number * interchange_read.PIECE_BYTES
+        yield Piece(source, RECORDS, number, start, start + size, last=True, records=one)
 
 
 def cut(source: Source, tables: Tables, names: Sequence[str], size: int) -> Iterator[Piece]:

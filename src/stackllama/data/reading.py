@@ -45,12 +45,12 @@ def read_questions(
     dump, and TruncatedDumpError for one that is cut off, unless `allow_truncated`.
     """
     with open_tables(path) as tables:
-        source = Source(0, path, site or tables.site)
+        source = Source(0, str(path), site or tables.site)
     with TemporaryDirectory() as folder, open_workers("local", 1) as over:
         gathered = gather(
             [source], Path(folder), over, allow_truncated=allow_truncated, threads=1, tell=tell or _silent
         )
-        buckets = [join_bucket(Path(folder), gathered.posts, [source.site], n) for n in range(gathered.buckets)]
+        buckets = [join_bucket(Path(folder), gathered.posts, n) for n in range(gathered.buckets)]
     questions = [
         question
         for joined in buckets

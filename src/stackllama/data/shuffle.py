@@ -25,6 +25,7 @@ BUCKET_BYTES = 2 << 24
 
 POSTS = pa.schema(
     [
+        pa.field("site", pa.string(), nullable=False),
         pa.field("id", pa.int64(), nullable=False),
         pa.field("question", pa.int64(), nullable=False),  # its own id, or that of the question it answers
         pa.field("answers", pa.bool_(), nullable=False),  # whether it is an answer
@@ -38,8 +39,7 @@ POSTS = pa.schema(
         pa.field("owner", pa.int64()),
         pa.field("owner_name", pa.string(), nullable=False),
         pa.field("license", pa.string(), nullable=False),
-        # Of questions that come with their pairs: the ids of better and worse answer in turn. Addresses are given only
-        # where they do not follow from the ids.
+        # Only preference data of other tools bring these: the ids of better and worse answer in turn, and addresses.
         pa.field("pairs", pa.list_(pa.field("element", pa.int64(), nullable=False))),
         pa.field("url", pa.string()),
         pa.field("profile_url", pa.string()),
