@@ -150,7 +150,8 @@ def test_what_was_written_for_others_is_built_again(
     before, after = questions(tmp_path / "first"), questions(tmp_path / "again")
 
     def pairs(some: list[Question]) -> set[tuple[str, str, str]]:
-        return {(q.text, q.answers[p.better].text, q.answers[p.worse].text) for q in some for p in q.pairs}
+        found = {(q.text, q.answers[p.better].text, q.answers[p.worse].text) for q in some for p in q.pairs}
+        return {one for one in found if one[1] != one[2]}  # of two answers that say the same, others keep one
 
     assert counts["rows"] == len(after) + sum(len(one.answers) for one in after) + sum(counts["dropped"].values())
     assert pairs(after) >= pairs(before)
