@@ -44,6 +44,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write a file under; on leaving it takes the place of `path`, with an exception it is removed.
+
+    Errors: RunError where the disk is full or refuses.
+    """
+    with _replacing(path) as temporary:
+        yield temporary
+
+
+def check_writable(path: Path, otherwise: str) -> None:
+    """Make sure that a file can be written at `path`, and leave the disk as it was.
+
+    Errors: RunError where it cannot be; its last words are `otherwise`.
+    """
+    try:
+        path.is_file()  # of a name too long, too, the system says so
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        probe = there / f".{path.name}{_TEMPORARY}{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; {otherwise}") from error
+
+
 def read_json(path: Path) -> Any:
     """The JSON at `path`. Errors: RunError where it is missing or broken."""
     try:

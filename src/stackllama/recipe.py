@@ -76,6 +76,13 @@ class Data(Section):
     max_pairs: int = Field(10, ge=1, le=1000, description="Most pairs taken from one question (the original: 10).")
     allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
     splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
+    near_copies: bool = Field(
+        True, description="Whether questions whose texts are nearly the same fall into one split, as one cluster."
+    )
+    links: Literal["off", "duplicates", "all"] = Field(
+        "duplicates",
+        description="Questions that PostLinks ties into one cluster: none, declared duplicates, or every linked pair.",
+    )
     ledger: str | None = Field(
         None,
         description="File that remembers the split of every question, to be shared by runs on later dumps of a site; "

@@ -39,6 +39,7 @@ from stackllama.assembly import (
     weight_type,
 )
 from stackllama.data import build, store, synthetic
+from stackllama.data.clusters import Clustering
 from stackllama.data.gathering import Tell
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
@@ -103,11 +104,15 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
             paths[0], questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=fractions
         )
     settings = build.Settings(
-        fractions=fractions, max_pairs=recipe.data.max_pairs, allow_truncated=recipe.data.allow_truncated
+        fractions=fractions,
+        max_pairs=recipe.data.max_pairs,
+        clustering=Clustering(near_copies=recipe.data.near_copies, links=recipe.data.links),
+        allow_truncated=recipe.data.allow_truncated,
     )
     machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
     sources = build.sources(paths, site)
-    counts = build.build(sources, folder, settings, machine, fingerprint=dict(inputs), show=_shown)
+    ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
+    counts = build.build(sources, folder, settings, machine, ledger=ledger, fingerprint=dict(inputs), show=_shown)
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")

@@ -14,6 +14,7 @@ import pytest
 
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
+from stackllama.data.clusters import Clustering
 from stackllama.data.gathering import Tell
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
@@ -22,7 +23,7 @@ from stackllama.errors import DataError, DumpError
 from tests.data.dumps import answer, question, site
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
-SETTINGS = Settings(FRACTIONS, max_pairs=2)
+SETTINGS = Settings(FRACTIONS, max_pairs=2, clustering=Clustering(near_copies=False))
 ALONE = Machine()
 
 
@@ -39,7 +40,8 @@ def silent(title: str, unit: str) -> Iterator[Tell]:
 
 
 def built(folder: Path, *dumps: Path, settings: Settings = SETTINGS, machine: Machine = ALONE) -> build.Counts:
-    return build.build(build.sources(dumps, SITE), folder, settings, machine, fingerprint=0, show=silent)
+    dumped, ledger = build.sources(dumps, SITE), folder / "ledger.parquet"
+    return build.build(dumped, folder, settings, machine, ledger=ledger, fingerprint=0, show=silent)
 
 
 def questions(folder: Path) -> list[Question]:
@@ -81,7 +83,7 @@ def test_the_same_bytes_come_out_whoever_does_the_work(dump: Path, tmp_path: Pat
     for number, machine in enumerate(machines):
         built(tmp_path / str(number), dump, machine=machine)
     contents = [{file.name: file.read_bytes() for file in (tmp_path / str(n)).iterdir()} for n in range(len(machines))]
-    assert len(contents[0]) == 5
+    assert len(contents[0]) == 6
     assert all(content == contents[0] for content in contents)
 
 
@@ -134,7 +136,7 @@ def test_what_was_done_for_another_dump_is_not_gone_on_with(
     assert len(before) > 6
     monkeypatch.undo()
     other = site(tmp_path / "other", [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
-    build.build(build.sources([other], SITE), tmp_path / "out", SETTINGS, Machine(), fingerprint=1, show=silent)
+    built(tmp_path / "out", other)
     assert [one.id for one in questions(tmp_path / "out")] == [1]
 
 

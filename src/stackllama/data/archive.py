@@ -27,7 +27,7 @@ from stackllama.data.dump import ByteStream
 from stackllama.errors import DumpError
 from stackllama.files import digest_file, digest_json
 
-TABLES = ("Posts", "Users")
+TABLES = ("Posts", "Users", "PostLinks")
 """What is read of a dump."""
 
 MAGIC = b"7z\xbc\xaf\x27\x1c"

@@ -15,14 +15,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from stackllama.data import store
-from stackllama.data.joining import Joined, join_bucket
+from stackllama.data.joining import CLUSTERS, Joined, join_bucket, read_joined
 from stackllama.data.nesting import nested, to_pair
 from stackllama.data.posts import Question
 from stackllama.data.preferences import KEPT, with_pairs
-from stackllama.data.splits import assign
+from stackllama.data.shuffle import read_dealt
+from stackllama.data.splits import LEDGER, SPLITS, assign
 from stackllama.files import atomic_write_json, raise_if_full
+
+OTHER_SPLIT = "question: its cluster belongs to another split"
+ANSWER_OTHER_SPLIT = "answer: the cluster of its question belongs to another split"
+PAIR_OTHER_SPLIT = "pair: the cluster of its question belongs to another split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class Bucketing:
     """What decides the outcome of a bucket, beside its number.
 
     `work` has what the pieces left; the shards go to `store`. `pieces` are the files of posts, each with the number
-    of its source.
+    of its source; `past` are the files of what the ledger knew.
     """
 
     work: Path
@@ -38,6 +45,7 @@ class Bucketing:
     pieces: tuple[tuple[Path, int], ...]
     fractions: Mapping[str, float]
     max_pairs: int
+    past: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +86,19 @@ def _read_finished(path: Path) -> Finished | None:
 
 def _finish(bucketing: Bucketing, bucket: int) -> Finished:
     joined = join_bucket(bucketing.work, bucketing.pieces, bucket)
-    counts: Counter[str] = Counter()
-    table = nested(joined, _paired(joined, bucketing, counts), [""] * joined.questions.num_rows)
-    return Finished(_parts(bucketing, bucket, table), dict(joined.dropped), dict(counts), dict(joined.notes))
+    pairs: Counter[str] = Counter()
+    splits, clusters = _splits(bucketing, bucket, joined.questions)
+    table = nested(joined, _paired(joined, bucketing, pairs), clusters)
+    assigned = np.array([split or "" for split in splits], dtype=str)
+    out = table.filter(pa.array(assigned == ""))
+    if out.num_rows:
+        lost = store.count_questions(out)
+        joined.dropped[OTHER_SPLIT] += lost["questions"]
+        joined.dropped[ANSWER_OTHER_SPLIT] += lost["answers"]
+        pairs[PAIR_OTHER_SPLIT] += lost["pairs"]
+        pairs[KEPT] -= lost["pairs"]
+    parts = _parts(bucketing, bucket, table, assigned)
+    return Finished(parts, dict(joined.dropped), dict(pairs), dict(joined.notes))
 
 
 def _paired(joined: Joined, bucketing: Bucketing, counts: Counter[str]) -> dict[int, Question]:
@@ -95,14 +113,34 @@ def _paired(joined: Joined, bucketing: Bucketing, counts: Counter[str]) -> dict[
     return found
 
 
-def _parts(bucketing: Bucketing, bucket: int, table: pa.Table) -> dict[str, Any]:
-    """Write the shard of each split that has questions."""
-    keys = zip(table["site"].to_pylist(), table["id"].to_pylist(), strict=True)
-    split_Q = np.array([assign(site, number, bucketing.fractions) for site, number in keys], dtype=str)
+def _splits(bucketing: Bucketing, bucket: int, questions: pa.Table) -> tuple[list[str | None], list[str]]:
+    """The split of each question, None for one that may be used nowhere; and the name of its cluster."""
+    members = {
+        (row["site"], row["id"]): (row["split"] or None, row["cluster"])
+        for row in read_joined(bucketing.work, CLUSTERS, bucket).to_pylist()
+    }
+    lots = (lot.to_pylist() for lot in read_dealt(bucketing.past, bucket, LEDGER))
+    past = {(row["site"], row["id"]): row["split"] for lot in lots for row in lot}
+    splits: list[str | None] = []
+    clusters = []
+    for site, number in zip(questions["site"].to_pylist(), questions["id"].to_pylist(), strict=True):
+        split, cluster = members.get((site, number), (None, ""))
+        if not cluster:
+            split, cluster = past.get((site, number)) or assign(site, number, bucketing.fractions), f"{site}/{number}"
+        splits.append(split)
+        clusters.append(cluster)
+    return splits, clusters
+
+
+def _parts(bucketing: Bucketing, bucket: int, table: pa.Table, assigned: NDArray[np.str_]) -> dict[str, Any]:
+    """Write the shard of each split that has questions, and what the ledger is to remember."""
     parts = {}
-    for split in bucketing.fractions:
-        chosen = table.filter(pa.array(split_Q == split))
+    for split in SPLITS:
+        chosen = table.filter(pa.array(assigned == split))
         if chosen.num_rows:
             shard = store.write_shard(bucketing.store, "questions", split, bucket, chosen)
             parts[split] = {"counts": store.count_questions(chosen), "shard": asdict(shard)}
+    remembered = table.select(["site", "id"]).append_column("split", pa.array(assigned, pa.string()))
+    remembered = remembered.filter(pa.array(assigned != ""))
+    pq.write_table(remembered.cast(LEDGER), bucketing.work / f"bucket-{bucket:06}.ledger")
     return parts

@@ -13,19 +13,24 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stackllama.data import interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
+from stackllama.data.clusters import Clustering, check_clusters, write_clusters
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
+from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
 from stackllama.data.pieces import Source
 from stackllama.data.posts import Document
 from stackllama.data.preferences import KEPT
+from stackllama.data.shuffle import bucket_of, write_dealt
 from stackllama.data.splits import assign
 from stackllama.data.workers import Over, open_workers
 from stackllama.errors import DataError
@@ -41,6 +46,7 @@ class Settings:
 
     fractions: Mapping[str, float]
     max_pairs: int
+    clustering: Clustering = field(default_factory=Clustering)
     allow_truncated: bool = False
     frame: Frame = ("", "")
 
@@ -68,16 +74,27 @@ def sources(places: Sequence[str | Path], site: str | None = None) -> list[Sourc
 
 
 def build(
-    dumps: Sequence[Source], folder: Path, settings: Settings, machine: Machine, *, fingerprint: object, show: Show
+    dumps: Sequence[Source],
+    folder: Path,
+    settings: Settings,
+    machine: Machine,
+    *,
+    ledger: Path,
+    fingerprint: object,
+    show: Show,
 ) -> Counts:
     """Build the store in `folder` out of the sources, and give the counts.
 
-    `fingerprint` stands for the content of the sources: with another one, or with other settings, nothing that an
-    earlier build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
+    `ledger` is the file that remembers the split of every question; it is made where it is missing. `fingerprint`
+    stands for the content of the sources: with another one, other settings or another ledger, nothing that an earlier
+    build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
     RunError where the disk refuses.
     """
     work = folder / "work"
-    prepare(work, {"sources": [(str(one.path), one.site) for one in dumps], "content": fingerprint})
+    open_ledger(ledger)  # one that cannot be used is told before hours of work
+    prepare(
+        work, {"sources": [(one.path, one.site) for one in dumps], "content": fingerprint, "settings": repr(settings)}
+    )
     with open_workers(machine.engine, machine.workers) as over:
         with show("data: converting", "bytes") as tell:
             gathered = gather(
@@ -86,17 +103,25 @@ def build(
                 over,
                 allow_truncated=settings.allow_truncated,
                 frame=settings.frame,
+                near_copies=settings.clustering.near_copies,
                 threads=machine.workers,
                 tell=tell,
             )
+        sites = {source.number: source.site for source in dumps}
+        clusters = write_clusters(
+            work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
+        )
         with show("data: writing", "buckets") as tell:
-            finished = _finish(gathered, folder, settings, over, tell)
+            finished = _finish(gathered, folder, settings, over, tell, ledger)
     counts = _commit(folder, gathered, finished, settings)
+    save_ledger(ledger, sorted(work.glob("bucket-*.ledger")), folder=work)
     shutil.rmtree(work)
-    return counts
+    return counts | {"clusters": clusters}
 
 
-def _finish(gathered: Gathered, folder: Path, settings: Settings, over: Over, tell: Tell) -> list[Finished]:
+def _finish(
+    gathered: Gathered, folder: Path, settings: Settings, over: Over, tell: Tell, ledger: Path
+) -> list[Finished]:
     """Every bucket finished, in order."""
     bucketing = Bucketing(
         folder / "work",
@@ -104,12 +129,26 @@ def _finish(gathered: Gathered, folder: Path, settings: Settings, over: Over, te
         tuple(gathered.posts),
         settings.fractions,
         settings.max_pairs,
+        _deal_past(ledger, folder / "work", gathered.buckets),
     )
     found: dict[int, Finished] = {}
     for bucket, finished in over(range(gathered.buckets), partial(finish, bucketing)):
         found[bucket] = finished
         tell(len(found), gathered.buckets)
     return [found[bucket] for bucket in sorted(found)]
+
+
+def _deal_past(ledger: Path, work: Path, buckets: int) -> tuple[Path, ...]:
+    """What the ledger knows, dealt to the buckets."""
+    files = []
+    for number, lot in enumerate(read_ledger(ledger)):
+        bucket_N = np.zeros(lot.num_rows, np.int32)
+        site_N, id_N = lot["site"].to_numpy(zero_copy_only=False), lot["id"].to_numpy()
+        for site in set(site_N):
+            bucket_N[site_N == site] = bucket_of(site, id_N[site_N == site], buckets)
+        files.append(work / f"past-{number:06}")
+        write_dealt(files[-1], lot, bucket_N)
+    return tuple(files)
 
 
 def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], settings: Settings) -> Counts:
@@ -134,6 +173,7 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
             f"no usable pair of answers in {totals['questions']} questions ({told}); give a site where questions have "
             "two or more answers with differing votes"
         )
+    check_clusters(folder, {key.split("/")[1]: [one.file for one in part.shards] for key, part in parts.items()})
     store.commit(folder, parts)
     return {
         "rows": gathered.rows,

@@ -2,6 +2,7 @@
 
     NAME.arrow       posts, dealt to buckets by their question
     NAME.parquet     what joins by id: of posts (bucket, question, id, owner), users, votes or links
+    NAME.*.npy       signatures of questions, and their bands; NAME.asked says whose they are
     NAME.json        counts, written last: a piece whose JSON is there is done
 
 A function of the piece and the settings alone, so pieces are converted in any order, by any number of processes, here
@@ -24,9 +25,10 @@ import pyarrow.parquet as pq
 
 from stackllama.data import interchange_read
 from stackllama.data.dump import rows
+from stackllama.data.duplicates import ASKED, band_keys, signatures
 from stackllama.data.interchange_rows import Frame
 from stackllama.data.pieces import Piece
-from stackllama.data.posts import Post, parse_post, parse_user
+from stackllama.data.posts import Post, parse_link, parse_post, parse_user
 from stackllama.data.records import to_rows
 from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
 from stackllama.errors import DumpError
@@ -62,6 +64,7 @@ class Conversion:
     buckets: int
     allow_truncated: bool = False
     frame: Frame = ("", "")
+    near_copies: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ def _convert(conversion: Conversion, piece: Piece, path: Path) -> Converted:
         if piece.table == "Posts":
             posts = posts_table(_kept((parse_post(row) for row in reader), dropped), piece.source.site)
             keys = _deal(posts, piece, conversion.buckets, path)
+            _sign(conversion, posts, path)
             questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
         else:
             keys = _keys_table(piece, list(_kept(map(_PARSERS[piece.table], reader), dropped)))
@@ -134,6 +138,7 @@ def _convert_records(conversion: Conversion, records: interchange_read.Piece, pa
     for site in set(site_N):
         bucket_N[site_N == site] = bucket_of(site, posts["question"].to_numpy()[site_N == site], conversion.buckets)
     write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
+    _sign(conversion, posts, path)
     questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
     dropped = {f"record: {reason}": count for reason, count in sorted(reasons.items())}
     return Converted(posts.num_rows, questions, dropped, None)
@@ -159,6 +164,20 @@ def posts_table(posts: Iterable[Post], site: str) -> pa.Table:
     )
 
 
+def _sign(conversion: Conversion, posts: pa.Table, path: Path) -> None:
+    """Write what the search for near-copies needs of the questions."""
+    asked = posts.filter(pc.invert(posts["answers"])).combine_chunks()
+    if not (conversion.near_copies and asked.num_rows):
+        return
+    texts = pc.binary_join_element_wise(asked["title"], asked["text"], "\n").to_pylist()
+    signature_NK = signatures(texts)
+    np.save(path.with_suffix(".signatures.npy"), signature_NK)
+    np.save(path.with_suffix(".bands.npy"), band_keys(signature_NK))
+    table = pa.table([asked["site"].dictionary_encode().cast(ASKED.field("site").type), asked["id"]], schema=ASKED)
+    with pa.OSFile(str(path.with_suffix(".asked")), "wb") as sink, pa.ipc.new_file(sink, ASKED) as writer:
+        writer.write_table(table.unify_dictionaries().combine_chunks())
+
+
 def _deal(posts: pa.Table, piece: Piece, buckets: int, path: Path) -> pa.Table:
     """Write the posts, dealt to buckets; gives what joins them by id."""
     bucket_N = bucket_of(piece.source.site, posts["question"].to_numpy(), buckets)
@@ -181,4 +200,5 @@ Parsed = tuple[Any, ...] | str | None
 
 _PARSERS: Mapping[str, Callable[[Mapping[str, str]], Parsed]] = {
     "Users": parse_user,
+    "PostLinks": parse_link,
 }

@@ -52,6 +52,7 @@ def gather(
     *,
     allow_truncated: bool,
     frame: Frame = ("", ""),
+    near_copies: bool = False,
     threads: int,
     tell: Tell,
 ) -> Gathered:
@@ -68,7 +69,7 @@ def gather(
         size = piece_size(total)
         cuts = [records.get(one.number) or cut(one, tables[one.number], TABLES, size) for one in sources]
         gathered = Gathered(tuple(sources), bucket_count(total, size))
-        conversion = Conversion(folder, gathered.buckets, allow_truncated, frame)
+        conversion = Conversion(folder, gathered.buckets, allow_truncated, frame, near_copies)
         done, left = 0, {source.number: 0 for source in sources}
         tell(0, total)
         for piece, converted in _converted(conversion, chain.from_iterable(cuts), over):

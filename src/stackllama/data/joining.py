@@ -24,9 +24,12 @@ from stackllama.data.posts import COMMUNITY
 from stackllama.data.records import merge_parts
 from stackllama.data.shuffle import read_dealt
 
-NAMES, VOTES, DOUBLES = "names", "votes", "doubles"
-"""What `keys.py` has joined by id: (bucket, source, id, name); (bucket, source, id, day, change); (bucket, source, id,
-question).
+NAMES, VOTES, DOUBLES, LINKS, CLUSTERS = (
+    f"{name}.joined" for name in ("names", "votes", "doubles", "links", "clusters")
+)
+"""Files of what was joined by id, sorted by bucket (`keys.py`, `clusters.py`): (source, id, name); (source, id, day,
+change); (source, id, question); (source, id, related, kind, id_here, related_here), without a bucket; (site, id,
+cluster, split).
 """
 
 TWICE = "post: its Id occurs twice"
@@ -72,7 +75,7 @@ def join_bucket(folder: Path, pieces: Sequence[tuple[Path, int]], bucket: int) -
 
 def read_joined(folder: Path, name: str, bucket: int) -> pa.Table:
     """The rows of a join that fall into a bucket."""
-    return pq.read_table(folder / f"{name}.joined", filters=[("bucket", "=", bucket)], use_threads=False)
+    return pq.read_table(folder / name, filters=[("bucket", "=", bucket)], use_threads=False)
 
 
 def numbers(table: pa.Table, name: str) -> Numbers:

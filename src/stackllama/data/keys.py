@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from stackllama.data.convert import KEYS
-from stackllama.data.joining import DOUBLES, NAMES, VOTES
+from stackllama.data.joining import DOUBLES, LINKS, NAMES, VOTES
 from stackllama.errors import DataError
 from stackllama.files import raise_if_full
 
@@ -35,6 +35,14 @@ _QUERIES = {
         from posts join (select source, id, min(question) as kept from posts group by all having count(*) > 1)
             using (source, id)
         order by all""",
+    LINKS: """
+        with questions as (select distinct source, id from posts where not answers)
+        select source, postlinks.id, related, kind, one.id is not null as id_here, two.id is not null as related_here
+        from postlinks left join questions one using (source, id)
+            left join (select source, id as id_of_two, id from questions) two
+                on postlinks.source = two.source and postlinks.related = two.id_of_two
+        where one.id is not null or two.id is not null
+        order by all""",
 }
 
 
@@ -49,7 +57,7 @@ def join_keys(folder: Path, *, threads: int) -> None:
             database.register(table.lower(), database.read_parquet(files) if files else schema.empty_table())
         for name, query in _QUERIES.items():
             try:
-                database.sql(query).write_parquet(str(folder / f"{name}.joined"), row_group_size=1 << 15)
+                database.sql(query).write_parquet(str(folder / name), row_group_size=1 << 15)
             except duckdb.Error as error:
                 raise_if_full(error, folder)
                 raise DataError(

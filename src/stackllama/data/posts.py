@@ -169,6 +169,14 @@ def parse_user(row: Mapping[str, str]) -> tuple[int, str] | str:
     return (user, name) if name else "user: no DisplayName"
 
 
+def parse_link(row: Mapping[str, str]) -> tuple[int, int, int] | str:
+    """(post, related post, kind) of a row of PostLinks, or the reason why there is none."""
+    post, related, kind = (_whole(row, name) for name in ("PostId", "RelatedPostId", "LinkTypeId"))
+    if post is None or related is None or kind is None or not 0 <= kind < 2**31:
+        return "link: no PostId, RelatedPostId or LinkTypeId, or not a whole number"
+    return post, related, kind
+
+
 def license_of(day: str) -> str:
     """The licence of what was written on `day` ("2011-04-08"), where the row itself does not name one."""
     if day < "2011-04-08":

@@ -79,7 +79,7 @@ def write_dealt(path: Path, posts: pa.Table, bucket_N: NDArray[np.int32]) -> Non
                 writer.write_batch(batch)
 
 
-def read_dealt(paths: Iterable[Path], bucket: int) -> list[pa.Table]:
+def read_dealt(paths: Iterable[Path], bucket: int, schema: pa.Schema = POSTS) -> list[pa.Table]:
     """What each piece dealt to the bucket, in the order of the pieces; an empty table where it is nothing."""
     found = []
     options = pa.ipc.IpcReadOptions(use_threads=False)
@@ -89,5 +89,5 @@ def read_dealt(paths: Iterable[Path], bucket: int) -> list[pa.Table]:
             at = int(np.searchsorted(numbers, bucket))
             there = at < len(numbers) and numbers[at] == bucket
             batches = [reader.get_batch(at)] if there else []
-            found.append(pa.Table.from_batches(batches, schema=POSTS if not batches else None))
+            found.append(pa.Table.from_batches(batches, schema=schema if not batches else None))
     return found
