@@ -60,7 +60,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     for name, message in cases:
         with pytest.raises(DataError, match=message):
             open_ledger(tmp_path / name)
-    with pytest.raises(RunError, match="cannot be written.*data.ledger"):
+    with pytest.raises(RunError, match=r"cannot be written.*data\.ledger"):
         open_ledger(tmp_path / "bad" / "ledger")
     with pytest.raises((DataError, RunError), match="ledger"):
         open_ledger(tmp_path / ("x" * 5000))

@@ -92,9 +92,9 @@ def build(
     """
     work = folder / "work"
     open_ledger(ledger)  # one that cannot be used is told before hours of work
-    prepare(
-        work, {"sources": [(one.path, one.site) for one in dumps], "content": fingerprint, "settings": repr(settings)}
-    )
+    past = digest_file(ledger) if ledger.exists() else None
+    given = {"sources": [(one.path, one.site) for one in dumps], "content": fingerprint, "ledger": past}
+    prepare(work, {**given, "settings": repr(settings)})
     with open_workers(machine.engine, machine.workers) as over:
         with show("data: converting", "bytes") as tell:
             gathered = gather(

@@ -205,6 +205,6 @@ def check_clusters(folder: Path, shards: Mapping[str, Sequence[str]]) -> None:
     if torn:
         names = ", ".join(cluster for cluster, _ in torn)
         raise DataError(
-            f"the clusters of {names} are in two splits, so held-out questions could be trained on; this must not happen: "
-            "keep the folder and report it"
+            f"the clusters of {names} are in two splits, so held-out questions could be trained on; this must not "
+            "happen: keep the folder and report it"
         )
