@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,12 +59,22 @@ class Remembered:
         for key, of in clusters.items():
             if key in keys or key in self.past:
                 groups.setdefault(of, []).append(key)
-        decided = decide(groups.values(), self.past, fractions=FRACTIONS)
+        decided = self.decide([sorted(group) for group in groups.values()])
         found = {key: decided[key] if key in decided else self.past.get(key) or assign(*key, FRACTIONS) for key in keys}
         self.dropped = {key for key, split in found.items() if split is None}
         splits = {key: split for key, split in found.items() if split is not None}
         self.past |= splits
         return splits
+
+    def decide(self, groups: list[list[Key]]) -> dict[Key, str | None]:
+        members = [key for group in groups for key in group]
+        sites = sorted({site for site, _ in members})
+        starts = np.cumsum([0, *map(len, groups)])[:-1]
+        site = np.array([sites.index(name) for name, _ in members], np.int64)
+        past = np.array([SPLITS.index(self.past[key]) if key in self.past else -1 for key in members], np.int64)
+        ids = np.array([number for _, number in members], np.int64)
+        found = decide(starts, sites, site, ids, past, FRACTIONS)
+        return {key: (*SPLITS, None)[at] for key, at in zip(members, found.tolist(), strict=True)}
 
 
 def test_a_cluster_is_never_divided() -> None:

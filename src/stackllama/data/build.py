@@ -34,6 +34,7 @@ from stackllama.data.shuffle import bucket_of, write_dealt
 from stackllama.data.splits import assign
 from stackllama.data.workers import Over, open_workers
 from stackllama.errors import DataError
+from stackllama.files import digest_file
 
 Counts = dict[str, Any]
 Show = Callable[[str, str], AbstractContextManager[Tell]]

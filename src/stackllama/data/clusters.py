@@ -1,12 +1,14 @@
 """Questions that ask the same, as clusters that fall into one split: near-copies of a text, and linked questions.
 
-Only members of clusters of several questions are held in memory, and what the search for near-copies needs of one band.
-What is decided goes to a file sorted by bucket, as every join does.
+Everything is an array: some 50 bytes a question, and for the search what one band needs. What is decided goes to a file
+sorted by bucket, as every join does.
+
+Legend: N questions, numbered by site and id; E edges between them; M members of clusters of several questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -22,7 +24,7 @@ from stackllama.data.duplicates import BANDS, BINS, Signatures, similar_pairs
 from stackllama.data.joining import CLUSTERS, LINKS
 from stackllama.data.ledger import read_ledger
 from stackllama.data.shuffle import bucket_of
-from stackllama.data.splits import EVAL, Key, decide
+from stackllama.data.splits import EVAL, NOWHERE, SPLITS, decide
 from stackllama.errors import DataError
 
 LINK_KINDS = {"off": (), "duplicates": (3,), "all": (1, 3)}
@@ -31,6 +33,8 @@ LINK_KINDS = {"off": (), "duplicates": (3,), "all": (1, 3)}
 MEMBERS = pa.schema(
     {"bucket": pa.int32(), "site": pa.string(), "id": pa.int64(), "cluster": pa.string(), "split": pa.string()}
 )
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +45,34 @@ class Clustering:
     links: str = "duplicates"
 
 
-class Union:
-    """Which keys belong together?"""
+class Keys:
+    """Site and id of every question that may belong to a cluster, sorted and each once.
 
-    def __init__(self) -> None:
-        self._above: dict[Key, Key] = {}
+    `sites` are the names, sorted; `site_N` and `id_N` say whose a number is, and `here_N` whether it is in the dumps (a
+    link may lead to a question that is not).
+    """
 
-    def join(self, one: Key, other: Key) -> None:
-        """Put two keys, and all that belong to either, together."""
-        first, second = sorted((self._top(one), self._top(other)))
-        self._above[second] = first
+    def __init__(self, sites: Sequence[str], site_N: Numbers, id_N: Numbers, here_N: NDArray[np.bool_]) -> None:
+        self.sites = tuple(sorted(set(sites)))
+        rank_S = np.array([self.sites.index(site) for site in sites], np.int64)
+        order_N = np.lexsort((~here_N, id_N, rank_S[site_N]))
+        site_N, id_N, here_N = rank_S[site_N][order_N], id_N[order_N], here_N[order_N]
+        first_N = np.ones(len(id_N), bool)
+        first_N[1:] = (site_N[1:] != site_N[:-1]) | (id_N[1:] != id_N[:-1])
+        self.site_N, self.id_N, self.here_N = site_N[first_N], id_N[first_N], here_N[first_N]
+        # Where each of the questions that were given has its number.
+        self.number_N = np.empty(len(order_N), np.int64)
+        self.number_N[order_N] = np.cumsum(first_N) - 1
 
-    def _top(self, key: Key) -> Key:
-        above = self._above.setdefault(key, key)
-        while above != key:
-            self._above[key] = above = self._above[above]  # halves the way for the next one
-            key, above = above, self._above[above]
-        return key
-
-    def clusters(self) -> list[list[Key]]:
-        """All keys that were joined, sorted, in sorted clusters."""
-        found: dict[Key, list[Key]] = {}
-        for key in sorted(self._above):
-            found.setdefault(self._top(key), []).append(key)
-        return list(found.values())
+    def find(self, site: str, id_M: Numbers) -> Numbers:
+        """The number of each question of a site; -1 for one that is not there."""
+        if site not in self.sites:
+            return np.full(len(id_M), -1)
+        start, stop = np.searchsorted(self.site_N, [self.sites.index(site), self.sites.index(site) + 1])
+        if start == stop:
+            return np.full(len(id_M), -1)
+        at_M = start + np.searchsorted(self.id_N[start:stop], id_M).clip(max=stop - start - 1)
+        return np.where(self.id_N[at_M] == id_M, at_M, -1)
 
 
 def write_clusters(
@@ -80,40 +88,86 @@ def write_clusters(
 
     `sites` has the site of each source. Gives counts for the report. Raises DataError where the ledger is none.
     """
-    union, here = Union(), set[Key]()
-    by_text = _join_texts(union, here, folder) if clustering.near_copies else 0
-    by_link = _join_links(union, here, folder, sites, LINK_KINDS[clustering.links])
-    every = union.clusters()
-    past = _past(ledger, [key for members in every for key in members])
-    clusters = [known for members in every if len(known := [key for key in members if key in here or key in past]) > 1]
-    decided = decide(clusters, past, fractions=fractions)
-    _write(folder / CLUSTERS, clusters, decided, buckets)
+    texts = _Stacked(folder)
+    keys, links = _keys(texts, _links(folder, sites, LINK_KINDS[clustering.links]))
+    label_N = np.arange(len(keys.id_N))
+    by_text = 0
+    for one_E, other_E in similar_pairs(
+        map(texts.band, range(BANDS)),
+        texts,
+        together=lambda one, other: label_N[keys.number_N[one]] == label_N[keys.number_N[other]],
+    ):
+        one_E, other_E = keys.number_N[one_E], keys.number_N[other_E]
+        by_text += int((label_N[one_E] != label_N[other_E]).sum())
+        join(label_N, one_E, other_E)
+    join(label_N, *links)
+    past_N = _past(ledger, keys)
+    member_M = np.flatnonzero(keys.here_N | (past_N >= 0))
+    size_N = np.bincount(label_N[member_M], minlength=len(label_N))
+    member_M = member_M[size_N[label_N[member_M]] > 1]
+    member_M = member_M[np.argsort(label_N[member_M], kind="stable")]
+    _, start_C = np.unique(label_N[member_M], return_index=True)
+    first_M = np.repeat(start_C, np.diff([*start_C, len(member_M)]).astype(np.int64))
+    split_M = decide(start_C, keys.sites, keys.site_N[member_M], keys.id_N[member_M], past_N[member_M], fractions)
+    _write(folder / CLUSTERS, keys, member_M, first_M, split_M, buckets)
     return {
-        "clusters": len(clusters),
-        "questions in them": sum(map(len, clusters)),
-        "largest": max(map(len, clusters), default=0),
-        "pairs by text": by_text,
-        "pairs by link": by_link,
-        "clusters in eval": sum(any(decided[key] == EVAL for key in members) for members in clusters),
-        "questions that stay out for their past": sum(split is None for split in decided.values()),
+        "clusters": len(start_C),
+        "questions in them": len(member_M),
+        "largest": int(np.diff([*start_C, len(member_M)]).max(initial=0)),
+        "joined by text": by_text,
+        "links followed": len(links[0]),
+        "clusters in eval": int((np.maximum.reduceat(split_M, start_C) == SPLITS.index(EVAL)).sum())
+        if len(start_C)
+        else 0,
+        "questions that stay out for their past": int((split_M == NOWHERE).sum()),
     }
 
 
+def join(label_N: Numbers, one_E: Numbers, other_E: Numbers) -> None:
+    """Give all questions that edges tie together, through any number of others, the smallest number among them.
+
+    `label_N` has for each question the number of its cluster so far, and is changed.
+    """
+    while True:
+        one, other = label_N[one_E], label_N[other_E]
+        apart = one != other
+        if not apart.any():
+            return
+        one_E, other_E = one_E[apart], other_E[apart]
+        np.minimum.at(label_N, np.maximum(one[apart], other[apart]), np.minimum(one[apart], other[apart]))
+        while (label_N != (shorter := label_N[label_N])).any():
+            label_N[:] = shorter
+
+
 class _Stacked:
-    """The arrays of all pieces, one below the other, on disk."""
+    """What the pieces left of their questions, one below the other, on disk."""
 
     def __init__(self, folder: Path) -> None:
         names = sorted(path.name.removesuffix(".signatures.npy") for path in folder.glob("*.signatures.npy"))
         self._signatures = [np.load(folder / f"{name}.signatures.npy", mmap_mode="r") for name in names]
         self._bands = [np.load(folder / f"{name}.bands.npy", mmap_mode="r") for name in names]
-        self._asked = [pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.asked"))).read_all() for name in names]
         self._ends = np.cumsum([0, *(len(one) for one in self._signatures)])
+        self._asked = [folder / f"{name}.asked" for name in names]
+
+    def asked(self) -> Iterator[tuple[str, Numbers, Numbers]]:
+        """(site, numbers, ids) of the questions of a site in a piece."""
+        for path, end in zip(self._asked, self._ends, strict=False):
+            with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+                table = reader.read_all()
+            site = table["site"].combine_chunks()
+            code, ids = site.indices.to_numpy(), table["id"].to_numpy()
+            for at, name in enumerate(site.dictionary.to_pylist()):
+                mine = np.flatnonzero(code == at)
+                yield name, end + mine, ids[mine]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
 
     def band(self, number: int) -> NDArray[np.uint64]:
         """The keys (N,) of all texts in a band."""
         return np.concatenate([np.zeros(0, np.uint64), *(one[number] for one in self._bands)])
 
-    def __getitem__(self, number_N: NDArray[np.int64]) -> Signatures:
+    def __getitem__(self, number_N: Numbers) -> Signatures:
         """The signatures (N, K) of some texts."""
         found = np.empty((len(number_N), BINS), np.uint32)
         piece_N = np.searchsorted(self._ends, number_N, side="right") - 1
@@ -122,68 +176,78 @@ class _Stacked:
             found[mine] = self._signatures[piece][number_N[mine] - self._ends[piece]]
         return found
 
-    def key(self, number: int) -> Key:
-        """Site and id of a text."""
-        piece = int(np.searchsorted(self._ends, number, side="right")) - 1
-        row = number - int(self._ends[piece])
-        return self._asked[piece]["site"][row].as_py(), self._asked[piece]["id"][row].as_py()
+
+Ends = tuple[str, Numbers, NDArray[np.bool_]]
+"""The ends of links at one site: ids, and whether they are in the dumps; ends 2 n and 2 n + 1 are tied."""
 
 
-def _join_texts(union: Union, here: set[Key], folder: Path) -> int:
-    """Join near-copies; gives how many pairs of different questions were found."""
-    texts = _Stacked(folder)
-    found = set[tuple[Key, Key]]()
-    seen = set[tuple[int, int]]()
-    for earlier_P, later_P in similar_pairs(map(texts.band, range(BANDS)), texts):
-        for pair in set(zip(earlier_P.tolist(), later_P.tolist(), strict=True)) - seen:
-            seen.add(pair)
-            one, other = texts.key(pair[0]), texts.key(pair[1])
-            here |= {one, other}
-            if one != other:
-                union.join(one, other)
-                found.add((min(one, other), max(one, other)))
-    return len(found)
-
-
-def _join_links(union: Union, here: set[Key], folder: Path, sites: Mapping[int, str], kinds: Sequence[int]) -> int:
-    """Join linked questions, of which at least one is in the dumps; gives how many links were followed."""
+def _links(folder: Path, sites: Mapping[int, str], kinds: Sequence[int]) -> list[Ends]:
     links = pq.read_table(folder / LINKS)
-    rows = links.filter(pc.is_in(links["kind"], pa.array(kinds, pa.int32()))).to_pylist()
-    for row in rows:
-        site = sites[row["source"]]
-        ends = (site, row["id"]), (site, row["related"])
-        here |= {key for key, there in zip(ends, (row["id_here"], row["related_here"]), strict=True) if there}
-        union.join(*ends)
-    return len(rows)
+    links = links.filter(pc.is_in(links["kind"], pa.array(kinds, pa.int32())))
+    found = []
+    for source, site in sites.items():
+        mine = links.filter(pc.equal(links["source"], source))
+        ids, here = (
+            np.column_stack([mine[one].to_numpy(), mine[other].to_numpy()]).ravel()
+            for one, other in (("id", "related"), ("id_here", "related_here"))
+        )
+        found.append((site, ids, here))
+    return found
 
 
-def _past(ledger: Path, keys: Sequence[Key]) -> dict[Key, str]:
-    """What the ledger knows of some keys."""
-    wanted: dict[str, list[int]] = {}
-    for site, number in keys:
-        wanted.setdefault(site, []).append(number)
-    past: dict[Key, str] = {}
-    for lot in read_ledger(ledger) if keys else ():
-        for site, ids in wanted.items():
-            mine = lot.filter(pc.and_(pc.equal(lot["site"], site), pc.is_in(lot["id"], pa.array(ids))))
-            past |= {(site, row["id"]): row["split"] for row in mine.to_pylist()}
-    return past
+def _keys(texts: _Stacked, links: Sequence[Ends]) -> tuple[Keys, tuple[Numbers, Numbers]]:
+    """The keys of all questions with a text, and then of all ends of links; and the numbers that links tie."""
+    sites: list[str] = []
+    count = len(texts) + sum(len(ids) for _, ids, _ in links)
+    site_N, id_N, here_N = np.zeros(count, np.int64), np.zeros(count, np.int64), np.ones(count, bool)
+    for site, numbers, ids in texts.asked():
+        site_N[numbers], id_N[numbers] = len(sites), ids
+        sites.append(site)
+    start = len(texts)
+    for site, ids, here in links:
+        some = slice(start, start + len(ids))
+        site_N[some], id_N[some], here_N[some] = len(sites), ids, here
+        sites.append(site)
+        start += len(ids)
+    keys = Keys(sites, site_N, id_N, here_N)
+    ends = keys.number_N[len(texts) :]
+    return keys, (ends[::2], ends[1::2])
 
 
-def _write(path: Path, clusters: Iterable[Sequence[Key]], decided: Mapping[Key, str | None], buckets: int) -> None:
-    rows = [
-        {
-            "bucket": int(bucket_of(site, np.array([number]), buckets)[0]),
-            "site": site,
-            "id": number,
-            "cluster": f"{members[0][0]}/{members[0][1]}",
-            "split": decided[site, number] or "",
-        }
-        for members in clusters
-        for site, number in members
-    ]
-    rows.sort(key=lambda row: (row["bucket"], row["site"], row["id"]))
-    pq.write_table(pa.Table.from_pylist(rows, schema=MEMBERS), path, row_group_size=1 << 15)
+def _past(ledger: Path, keys: Keys) -> NDArray[np.int64]:
+    """The number of the split that the ledger has for each question, -1 where it has none."""
+    past_N = np.full(len(keys.id_N), -1)
+    for lot in read_ledger(ledger):
+        code_M = pc.index_in(lot["split"], pa.array(SPLITS)).to_numpy()
+        for site in pc.unique(lot["site"]).to_pylist():
+            mine = pc.equal(lot["site"], site).to_numpy()
+            at_M = keys.find(site, lot["id"].to_numpy()[mine])
+            past_N[at_M[at_M >= 0]] = code_M[mine][at_M >= 0]
+    return past_N
+
+
+def _write(path: Path, keys: Keys, member_M: Numbers, first_M: Numbers, split_M: Numbers, buckets: int) -> None:
+    """Write the members, sorted by bucket. A cluster is named by its smallest question (the place of which is in
+    `first_M`); a split may be empty.
+    """
+    site_M, id_M = keys.site_N[member_M], keys.id_N[member_M]
+    bucket_M = np.zeros(len(member_M), np.int32)
+    for code, name in enumerate(keys.sites):
+        bucket_M[site_M == code] = bucket_of(name, id_M[site_M == code], buckets)
+    site, number = pa.array(keys.sites, pa.string()).take(pa.array(site_M)), pa.array(id_M).cast(pa.string())
+    table = pa.table(
+        [
+            pa.array(bucket_M),
+            site,
+            pa.array(id_M),
+            pc.binary_join_element_wise(
+                names.take(pa.array(site_M[first_M])), pa.array(id_M[first_M]).cast(pa.string()), "/"
+            ),
+            pa.array([*SPLITS, ""]).take(pa.array(split_M)),
+        ],
+        schema=MEMBERS,
+    )
+    pq.write_table(table.take(pa.array(np.argsort(bucket_M, kind="stable"))), path, row_group_size=1 << 15)
 
 
 def check_clusters(folder: Path, shards: Mapping[str, Sequence[str]]) -> None:

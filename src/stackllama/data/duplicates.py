@@ -16,7 +16,7 @@ Legend: N texts, W words, K bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -143,24 +143,28 @@ class Stack(Protocol):
 
 
 def similar_pairs(
-    band_keys_B: Iterable[Hashes], signature_NK: Stack, *, similar: float = SIMILAR
+    band_keys_B: Iterable[Hashes], signature_NK: Stack, *, together: Together, similar: float = SIMILAR
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The numbers of the texts of pairs that agree in at least the share `similar` of their bins, in lots.
 
     `band_keys_B` has for each band the keys (N,) of all texts; `signature_NK` may lie on disk. A text is compared with
-    the first and with the previous one of those that share its key, so n copies cost 2 n comparisons; a pair may come
-    several times.
+    the first and with the previous one of those that share its key, so n copies cost 2 n comparisons; pairs for which
+    `together` says that they are one cluster already are passed over.
     """
     for key_N in band_keys_B:
         order_N = np.argsort(key_N, kind="stable")
         sorted_N = key_N[order_N]
         again_N = np.flatnonzero(sorted_N[1:] == sorted_N[:-1]) + 1
         first_N = np.searchsorted(sorted_N, sorted_N[again_N])
-        for some in np.array_split(np.arange(len(again_N)), -(-len(again_N) // _LOT) or 1):
-            later = order_N[again_N[some]]
-            for earlier in (order_N[first_N[some]], order_N[again_N[some] - 1]):
+        for start in range(0, len(again_N), _LOT):
+            some = slice(start, start + _LOT)
+            for place_N in (first_N[some], again_N[some] - 1):
+                earlier, later = order_N[place_N], order_N[again_N[some]]
+                apart = ~together(earlier, later)
+                earlier, later = earlier[apart], later[apart]
                 agree = (signature_NK[later] == signature_NK[earlier]).mean(axis=1)
                 yield earlier[agree >= similar], later[agree >= similar]
 
 
-_LOT = 1 << 16
+Together = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+_LOT = 1 << 14

@@ -7,15 +7,19 @@ newly found duplicates move nothing: what was held out once stays held out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stackllama.errors import DataError
 
 SPLITS = ("sft", "reward", "judge", "ppo", "eval")
 EVAL = "eval"
+NOWHERE = len(SPLITS)
+"""Stands for a split where a question may be used in none."""
 
 Key = tuple[str, int]
 """(site, id) of a question."""
@@ -62,11 +66,18 @@ def _assign(site: str, number: int, fractions: Mapping[str, float]) -> str:
 
 
 def decide(
-    clusters: Iterable[Sequence[Key]], past: Mapping[Key, str], *, fractions: Mapping[str, float]
-) -> dict[Key, str | None]:
-    """The split of every member of clusters of several questions; None for one that may be used nowhere.
+    start_C: NDArray[np.int64],
+    sites: Sequence[str],
+    site_M: NDArray[np.int64],
+    id_M: NDArray[np.int64],
+    past_M: NDArray[np.int64],
+    fractions: Mapping[str, float],
+) -> NDArray[np.int64]:
+    """The split of every member (M) of clusters (C) of several questions, as its place in `SPLITS`; `NOWHERE` for one
+    that may be used in none.
 
-    A member is in the dump of today or in `past`.
+    A cluster's members begin at `start_C`, sorted by site (its place in `sites`) and id. `past_M` is the place of the
+    split where a member was before, -1 where it is new.
 
     - A cluster without a past goes where the hash of its smallest key points.
     - A cluster that touches eval goes to eval: its new members are eval, and those that were assigned to a training
@@ -75,14 +86,17 @@ def decide(
       are dropped, since no question and no duplicate of it may be in two splits.
     """
     check_fractions(fractions)
-    decided: dict[Key, str | None] = {}
-    for members in clusters:
-        known = {key: past[key] for key in members if key in past}
-        if EVAL in known.values():
-            split = EVAL
-        elif known:
-            split = known[min(known)]
-        else:
-            split = _assign(*min(members), fractions)
-        decided |= {key: split if known.get(key, split) == split else None for key in members}
-    return decided
+    if not len(start_C):
+        return np.zeros(0, np.int64)
+    size_C = np.diff([*start_C, len(id_M)])
+    # The place of the first member with a past; behind the end where there is none.
+    known_M = np.where(past_M >= 0, np.arange(len(id_M)), len(id_M))
+    known_C = np.minimum.reduceat(known_M, start_C)
+    held_out_C = np.maximum.reduceat(past_M == SPLITS.index(EVAL), start_C)
+    split_C = np.append(past_M, -1)[known_C]
+    for cluster in np.flatnonzero(split_C < 0).tolist():
+        first = start_C[cluster]
+        split_C[cluster] = SPLITS.index(_assign(sites[site_M[first]], int(id_M[first]), fractions))
+    split_C[held_out_C] = SPLITS.index(EVAL)
+    split_M = np.repeat(split_C, size_C)
+    return np.where((past_M >= 0) & (past_M != split_M), NOWHERE, split_M)
