@@ -27,7 +27,7 @@ from stackllama.data.dump import ByteStream
 from stackllama.errors import DumpError
 from stackllama.files import digest_file, digest_json
 
-TABLES = ("Posts", "Users", "PostLinks")
+TABLES = ("Posts", "Users", "Votes", "PostLinks")
 """What is read of a dump."""
 
 MAGIC = b"7z\xbc\xaf\x27\x1c"

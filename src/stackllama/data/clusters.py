@@ -116,9 +116,7 @@ def write_clusters(
         "largest": int(np.diff([*start_C, len(member_M)]).max(initial=0)),
         "joined by text": by_text,
         "links followed": len(links[0]),
-        "clusters in eval": int((np.maximum.reduceat(split_M, start_C) == SPLITS.index(EVAL)).sum())
-        if len(start_C)
-        else 0,
+        "clusters in eval": len(np.unique(first_M[split_M == SPLITS.index(EVAL)])),
         "questions that stay out for their past": int((split_M == NOWHERE).sum()),
     }
 
@@ -240,9 +238,7 @@ def _write(path: Path, keys: Keys, member_M: Numbers, first_M: Numbers, split_M:
             pa.array(bucket_M),
             site,
             pa.array(id_M),
-            pc.binary_join_element_wise(
-                names.take(pa.array(site_M[first_M])), pa.array(id_M[first_M]).cast(pa.string()), "/"
-            ),
+            pc.binary_join_element_wise(site.take(pa.array(first_M)), number.take(pa.array(first_M)), "/"),
             pa.array([*SPLITS, ""]).take(pa.array(split_M)),
         ],
         schema=MEMBERS,

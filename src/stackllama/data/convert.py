@@ -31,6 +31,7 @@ from stackllama.data.pieces import Piece
 from stackllama.data.posts import Post, parse_link, parse_post, parse_user
 from stackllama.data.records import to_rows
 from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
+from stackllama.data.votes import parse_vote
 from stackllama.errors import DumpError
 from stackllama.files import atomic_write_json, raise_if_full
 
@@ -200,5 +201,6 @@ Parsed = tuple[Any, ...] | str | None
 
 _PARSERS: Mapping[str, Callable[[Mapping[str, str]], Parsed]] = {
     "Users": parse_user,
+    "Votes": parse_vote,
     "PostLinks": parse_link,
 }
