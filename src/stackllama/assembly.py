@@ -17,6 +17,7 @@ import torch
 from stackllama.data import store
 from stackllama.data.archive import digest_dump
 from stackllama.data.posts import Question
+from stackllama.data.preferences import PairRules
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError
 from stackllama.files import digest_folder
@@ -266,6 +267,11 @@ def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> 
     return questions, encode_prompts(
         tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
     )
+
+
+def pair_rules(recipe: Recipe) -> PairRules:
+    """What makes two answers a pair."""
+    return PairRules(max_pairs=recipe.data.max_pairs, **recipe.data.preferences.model_dump())
 
 
 def ppo_settings(recipe: Recipe) -> PPOSettings:

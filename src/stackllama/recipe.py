@@ -62,6 +62,48 @@ class Splits(Section):
     eval: Fraction = Field(0.1, description="Fraction that is held out from all training.")
 
 
+class Preferences(Section):
+    """Which two answers of a question make a pair, and how much it counts; docs/preferences.md has the reasons."""
+
+    score: Literal["log2", "votes"] = Field(
+        "log2",
+        description="Score of an answer: round(log2(1 + votes)), one more if accepted, -1 if negative (the original); "
+        "or the votes themselves.",
+    )
+    conflict: Literal["score", "votes", "accepted", "drop"] = Field(
+        "score",
+        description="Where the accepted answer has fewer votes: the score decides (the original), the votes, or the "
+        "accepted mark; or the pair is dropped.",
+    )
+    time: Literal["off", "since_later"] = Field(
+        "since_later",
+        description="Where Votes.xml dates every vote of a question: judge by the votes since the later answer's day, "
+        "which both could have had; or by all votes (the original: off).",
+    )
+    skip_days: int = Field(0, ge=0, le=3650, description="Days after the later answer whose votes are left out too.")
+    posted_within_days: int | None = Field(
+        None, ge=0, description="Most days between two answers whose votes are not dated; none: any."
+    )
+    min_gap: int = Field(1, ge=1, description="Least difference of the two scores (the original: 1).")
+    min_votes: int | None = Field(
+        None, description="Fewest votes of the better answer; none: any, so that an accepted mark is enough."
+    )
+    margin: float = Field(
+        0.0, ge=0, le=100, description="Reward by which a pair is to differ for each point of score gap, in its loss."
+    )
+    length_ratio: float | None = Field(
+        None, ge=1, description="Most times that the longer answer is as long as the shorter; none: any."
+    )
+    near_copies: float | None = Field(
+        0.8, gt=0, le=1, description="Resemblance of two answers from which on they are no pair; none: any."
+    )
+    weight: Literal["equal", "pairs", "votes"] = Field(
+        "equal",
+        description="What a question counts for in reward training: the same as any other, its number of pairs (the "
+        "original), or log2(1 + votes of its answers).",
+    )
+
+
 class Data(Section):
     """The dump and what is made of it."""
 
@@ -74,6 +116,9 @@ class Data(Section):
     documents: int = Field(20_000, ge=10, description="Documents to generate (source `embedded-text` only).")
     titles: bool = Field(True, description="Whether a question's title stands above its body (the original: false).")
     max_pairs: int = Field(10, ge=1, le=1000, description="Most pairs taken from one question (the original: 10).")
+    preferences: Preferences = Field(
+        default_factory=Preferences, description="Which two answers of a question make a pair, and how much it counts."
+    )
     allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
     splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
     near_copies: bool = Field(

@@ -25,6 +25,7 @@ from stackllama.assembly import (
     kl_controller,
     load_roles,
     load_trunk,
+    pair_rules,
     paired_trees,
     ppo_settings,
     precision,
@@ -105,7 +106,7 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
         )
     settings = build.Settings(
         fractions=fractions,
-        max_pairs=recipe.data.max_pairs,
+        rules=pair_rules(recipe),
         clustering=Clustering(near_copies=recipe.data.near_copies, links=recipe.data.links),
         allow_truncated=recipe.data.allow_truncated,
     )

@@ -18,12 +18,13 @@ from stackllama.data.clusters import Clustering
 from stackllama.data.gathering import Tell
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
+from stackllama.data.preferences import PairRules
 from stackllama.data.synthetic import SITE, world_documents, write_dump
 from stackllama.errors import DataError, DumpError
 from tests.data.dumps import answer, question, site
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
-SETTINGS = Settings(FRACTIONS, max_pairs=2, clustering=Clustering(near_copies=False))
+SETTINGS = Settings(FRACTIONS, PairRules(max_pairs=2), clustering=Clustering(near_copies=False))
 ALONE = Machine()
 
 
@@ -148,7 +149,7 @@ def test_what_was_written_for_others_is_built_again(
     built(tmp_path / "first", dump)
     interchange_write.write(tmp_path / "first", tmp_path / "out", format=name, render=lambda title, body: body)
     monkeypatch.setattr("stackllama.data.interchange_read.PIECE_BYTES", 5000)  # a question's rows in several pieces
-    counts = built(tmp_path / "again", tmp_path / "out", settings=replace(SETTINGS, max_pairs=100))
+    counts = built(tmp_path / "again", tmp_path / "out", settings=replace(SETTINGS, rules=PairRules(max_pairs=100)))
     before, after = questions(tmp_path / "first"), questions(tmp_path / "again")
 
     def pairs(some: list[Question]) -> set[tuple[str, str, str]]:

@@ -7,8 +7,9 @@ from itertools import groupby
 
 import pytest
 
+from stackllama.data.pairing import pair_questions
 from stackllama.data.posts import Pair, Question
-from stackllama.data.preferences import answer_score, earlier_wins, longer_wins, pair_questions, pairs_by
+from stackllama.data.preferences import PairRules, answer_score, earlier_wins, longer_wins, pairs_by
 from stackllama.data.reading import read_questions
 from tests.data.dumps import shared_dumps
 
@@ -40,7 +41,7 @@ def test_counts_agree(name: str) -> None:
     expected = json.loads((folder / "expected.json").read_text())[name]
     questions, report = read_questions(folder / name)
     scores = [[answer_score(answer.votes, answer.accepted) for answer in question.answers] for question in questions]
-    capped, counts = pair_questions(questions, max_pairs=10)
+    capped, counts = pair_questions(questions, PairRules())
     by_votes = pairs_by_votes(questions)
     found = {
         "rows": report.rows,

@@ -18,8 +18,9 @@ from stackllama.data.interchange import FORMATS, SCHEMAS, fixed_pairs, frame, si
 from stackllama.data.interchange_read import pieces, read, read_piece
 from stackllama.data.interchange_rows import merge
 from stackllama.data.interchange_write import write
+from stackllama.data.pairing import pair_questions
 from stackllama.data.posts import Answer, Attribution, Question
-from stackllama.data.preferences import answer_score, pair_questions, pairs_by
+from stackllama.data.preferences import PairRules, answer_score, pairs_by
 from stackllama.data.reading import read_questions
 from stackllama.tokens.template import question_text, root_text
 from tests.data.dumps import shared_dumps
@@ -206,7 +207,7 @@ def test_a_real_dump_goes_through_every_format(tmp_path: Path) -> None:
     name = "beer.stackexchange.com.7z"
     expected = json.loads((shared_dumps() / "expected.json").read_text())[name]
     questions, _ = read_questions(shared_dumps() / name)
-    capped, _ = pair_questions(questions, max_pairs=10)
+    capped, _ = pair_questions(questions, PairRules())
     store.write_questions(tmp_path / "store", "sft", capped)
     back = {}
     for form in FORMATS:
@@ -218,7 +219,7 @@ def test_a_real_dump_goes_through_every_format(tmp_path: Path) -> None:
     for form in ("paired", "jsonl"):
         assert sum(len(one.pairs) for one in back[form]) == expected["pairs_by_score_rule_capped_at_10"]
         assert len(back[form]) == expected["questions_by_score_rule"]
-    again, _ = pair_questions(back["preferences"], max_pairs=10)
+    again, _ = pair_questions(back["preferences"], PairRules())
     assert {one.id: one.pairs for one in again if one.pairs} == {one.id: one.pairs for one in capped if one.pairs}
     write(tmp_path / "store", tmp_path / "fixed", format="paired", fixed_order=True)
     fixed, _ = read(tmp_path / "fixed")

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllama.data.posts import Answer, Attribution, Pair, Question
-from stackllama.data.preferences import answer_score, earlier_wins, longer_wins, pair_questions, pairs_by, with_pairs
-from stackllama.errors import DataError
+from stackllama.data.preferences import answer_score, earlier_wins, longer_wins, pairs_by, scores_by
 
 BY = Attribution("https://s/a/1", "Ada", 1, "https://s/users/1", "CC BY-SA 4.0")
 
@@ -53,67 +51,16 @@ def test_more_votes_never_score_less(a: int, b: int) -> None:
     assert answer_score(min(a, b), False) <= answer_score(max(a, b), False)
 
 
+@given(st.lists(st.tuples(st.integers(-5, 10**12) | st.integers(-3, 70), st.booleans()), min_size=1))
+def test_many_scores_are_those_of_one(answers: list[tuple[int, bool]]) -> None:
+    votes, accepted = (np.array(column) for column in zip(*answers, strict=True))
+    assert scores_by(votes, accepted, "log2").tolist() == [answer_score(*answer) for answer in answers]
+    assert scores_by(votes, accepted, "votes").tolist() == votes.tolist()
+
+
 def test_pairs_of_positions() -> None:
     assert pairs_by([2, 5, 2]) == [Pair(1, 0, 3), Pair(1, 2, 3)]
     assert pairs_by([]) == pairs_by([1]) == pairs_by([1, 1]) == []
-
-
-def test_pairs_ties_and_reasons() -> None:
-    # Scores 3, 2, 2, -1 and -1: ten pairs of answers, of which 2-2 and -1 with -1 are ties.
-    question = asked(one(1, 1, accepted=True), one(2, 5), one(3, 2), one(4, -1), one(5, -9, accepted=True))
-    found, counts = with_pairs(question, max_pairs=10)
-    # answer 1: log2 2 = 1, accepted: 2; answer 2: 3; answer 3: 2
-    assert [(pair.better, pair.worse, pair.gap) for pair in found.pairs] == [
-        (0, 3, 3), (0, 4, 3), (1, 0, 1), (1, 2, 1), (1, 3, 4), (1, 4, 4), (2, 3, 3), (2, 4, 3)
-    ]  # fmt: skip
-    assert counts == {"pairs kept": 8, "pair: tied score": 2}
-    assert replace(found, pairs=()) == question
-
-
-def test_the_limit_keeps_a_choice_that_depends_on_ids_only() -> None:
-    question = asked(*(one(number, 4**number) for number in range(1, 9)))
-    everything, _ = with_pairs(question, max_pairs=100)
-    assert len(everything.pairs) == 28
-    few, counts = with_pairs(question, max_pairs=10)
-    assert counts == {"pairs kept": 10, "pair: over the limit of pairs a question": 18}
-    assert set(few.pairs) < set(everything.pairs)
-    fewer, _ = with_pairs(question, max_pairs=4)
-    assert set(fewer.pairs) < set(few.pairs)  # a smaller limit takes from the same order
-    chosen = {frozenset((pair.better, pair.worse)) for pair in few.pairs}
-    upside_down = asked(*(one(number, 4 ** (9 - number), text="other") for number in range(1, 9)))
-    assert {frozenset((pair.better, pair.worse)) for pair in with_pairs(upside_down, max_pairs=10)[0].pairs} == chosen
-    others = [with_pairs(replace(question, id=number), max_pairs=10)[0].pairs for number in range(2, 6)]
-    assert any(pairs != few.pairs for pairs in others)
-
-
-def test_the_choice_favours_no_answer() -> None:
-    kept = [0] * 6
-    for number in range(400):
-        question = asked(*(one(100 * number + place, 2 ** (3 * place)) for place in range(6)), number=number)
-        for pair in with_pairs(question, max_pairs=3)[0].pairs:
-            kept[pair.better] += 1
-            kept[pair.worse] += 1
-    # 400 questions with 3 of 15 pairs, each answer in 5 of 15: 400 expected, deviation about 17
-    assert all(330 < count < 470 for count in kept)
-
-
-def test_questions_without_pairs_stay_and_are_counted() -> None:
-    questions = [asked(number=1), asked(one(1, 3), number=2), asked(one(1, 3), one(2, 3), number=3)]
-    good = asked(one(1, 3), one(2, 0), number=4)
-    found, counts = pair_questions([*questions, good], max_pairs=2)
-    assert [len(question.pairs) for question in found] == [0, 0, 0, 1]
-    assert counts == {
-        "pair: tied score": 1,
-        "pairs kept": 1,
-        "question: all answers tied": 1,
-        "question: fewer than two answers": 2,
-    }
-    with pytest.raises(DataError, match=r"no usable pair of answers in 3 questions.*all answers tied: 1"):
-        pair_questions(questions, max_pairs=2)
-    with pytest.raises(DataError, match="no usable pair"):
-        pair_questions([], max_pairs=2)
-    with pytest.raises(DataError, match="max_pairs is 0"):
-        with_pairs(good, max_pairs=0)
 
 
 def test_baselines_count_ties_one_half() -> None:

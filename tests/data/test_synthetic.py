@@ -14,8 +14,9 @@ import pytest
 
 from stackllama.data.archive import open_tables
 from stackllama.data.dump import rows
+from stackllama.data.pairing import pair_questions
 from stackllama.data.posts import Answer, Question
-from stackllama.data.preferences import answer_score, pair_questions, pairs_by, shown_length
+from stackllama.data.preferences import PairRules, answer_score, pairs_by, shown_length
 from stackllama.data.reading import ReadReport, read_questions
 from stackllama.data.splits import assign
 from stackllama.data.synthetic import SITE, gold_score, world_documents, write_dump
@@ -116,7 +117,7 @@ def test_the_reader_takes_everything_and_oddities_are_there() -> None:
     assert {len(question.answers) for question in questions} == {1, 2, 3, 4, 5}
     assert 0.02 < np.mean([answer.votes < 0 for answer in answers]) < 0.15
     assert any(answer.attribution.author_id is None for answer in answers)  # deleted users
-    _, reasons = pair_questions(questions, max_pairs=10)
+    _, reasons = pair_questions(questions, PairRules())
     assert reasons["pair: tied score"] > 1000
     assert reasons["pairs kept"] > 9000
     assert {answer.attribution.license for answer in answers} == {"CC BY-SA 3.0", "CC BY-SA 4.0"}

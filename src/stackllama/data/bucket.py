@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stackllama.data import store
-from stackllama.data.joining import CLUSTERS, Joined, join_bucket, read_joined
-from stackllama.data.nesting import nested, to_pair
-from stackllama.data.posts import Question
-from stackllama.data.preferences import KEPT, with_pairs
+from stackllama.data.joining import CLUSTERS, VOTES, Joined, join_bucket, read_joined
+from stackllama.data.nesting import nested, stated_pairs, to_answers
+from stackllama.data.pairing import Pairs, choose, merged, weigh
+from stackllama.data.preferences import KEPT, PairRules
 from stackllama.data.shuffle import read_dealt
 from stackllama.data.splits import LEDGER, SPLITS, assign
 from stackllama.files import atomic_write_json, raise_if_full
@@ -44,7 +45,7 @@ class Bucketing:
     store: Path
     pieces: tuple[tuple[Path, int], ...]
     fractions: Mapping[str, float]
-    max_pairs: int
+    rules: PairRules
     past: tuple[Path, ...] = ()
 
 
@@ -88,7 +89,8 @@ def _finish(bucketing: Bucketing, bucket: int) -> Finished:
     joined = join_bucket(bucketing.work, bucketing.pieces, bucket)
     pairs: Counter[str] = Counter()
     splits, clusters = _splits(bucketing, bucket, joined.questions)
-    table = nested(joined, _paired(joined, bucketing, pairs), clusters)
+    chosen, weight_Q = _paired(joined, bucketing, bucket, pairs)
+    table = nested(joined, chosen, weight_Q, clusters, margin=bucketing.rules.margin)
     assigned = np.array([split or "" for split in splits], dtype=str)
     out = table.filter(pa.array(assigned == ""))
     if out.num_rows:
@@ -101,16 +103,18 @@ def _finish(bucketing: Bucketing, bucket: int) -> Finished:
     return Finished(parts, dict(joined.dropped), dict(pairs), dict(joined.notes))
 
 
-def _paired(joined: Joined, bucketing: Bucketing, counts: Counter[str]) -> dict[int, Question]:
-    """The questions that can have pairs with those that they get, by their number."""
-    found = {}
-    for at, question in to_pair(joined):
-        if question.pairs:
-            found[at], reasons = question, {KEPT: len(question.pairs)}
-        else:
-            found[at], reasons = with_pairs(question, max_pairs=bucketing.max_pairs)
-        counts.update(reasons)
-    return found
+def _paired(
+    joined: Joined, bucketing: Bucketing, bucket: int, counts: Counter[str]
+) -> tuple[Pairs, NDArray[np.float64]]:
+    """The pairs of all questions, and their weights. Those that came with pairs keep them."""
+    rules = bucketing.rules
+    answers = to_answers(joined, None if rules.time == "off" else read_joined(bucketing.work, VOTES, bucket))
+    stated = stated_pairs(joined)
+    chosen, reasons = choose(answers, rules, pc.is_null(joined.questions["pairs"]).to_numpy())
+    counts.update(reasons)
+    counts[KEPT] += len(stated)
+    pairs = merged(chosen, stated)
+    return pairs, weigh(answers, pairs, rules.weight)
 
 
 def _splits(bucketing: Bucketing, bucket: int, questions: pa.Table) -> tuple[list[str | None], list[str]]:

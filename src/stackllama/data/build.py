@@ -27,9 +27,10 @@ from stackllama.data.clusters import Clustering, check_clusters, write_clusters
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
 from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
+from stackllama.data.pairing import BY_ALL, BY_DATED, CROWDED, no_pairs
 from stackllama.data.pieces import Source
 from stackllama.data.posts import Document
-from stackllama.data.preferences import KEPT
+from stackllama.data.preferences import KEPT, PairRules
 from stackllama.data.shuffle import bucket_of, write_dealt
 from stackllama.data.splits import assign
 from stackllama.data.workers import Over, open_workers
@@ -46,7 +47,7 @@ class Settings:
     """What decides the outcome of a build, beside the dumps."""
 
     fractions: Mapping[str, float]
-    max_pairs: int
+    rules: PairRules
     clustering: Clustering = field(default_factory=Clustering)
     allow_truncated: bool = False
     frame: Frame = ("", "")
@@ -129,7 +130,7 @@ def _finish(
         folder,
         tuple(gathered.posts),
         settings.fractions,
-        settings.max_pairs,
+        settings.rules,
         _deal_past(ledger, folder / "work", gathered.buckets),
     )
     found: dict[int, Finished] = {}
@@ -166,14 +167,11 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
     for part in parts.values():
         totals.update(part.counts)
     kept = pairs.pop(KEPT, 0)
+    notes |= {what: pairs.pop(what) for what in (BY_ALL, BY_DATED, CROWDED) if what in pairs}
     if kept != totals["pairs"] or gathered.rows != totals["questions"] + totals["answers"] + sum(dropped.values()):
         raise AssertionError(f"counts do not add up: {gathered.rows} rows, {dict(totals)}, {dropped}, {kept} pairs")
     if not kept:
-        told = ", ".join(f"{reason}: {count}" for reason, count in sorted(pairs.items())) or "none at all"
-        raise DataError(
-            f"no usable pair of answers in {totals['questions']} questions ({told}); give a site where questions have "
-            "two or more answers with differing votes"
-        )
+        raise DataError(no_pairs(totals["questions"], pairs))
     check_clusters(folder, {key.split("/")[1]: [one.file for one in part.shards] for key, part in parts.items()})
     store.commit(folder, parts)
     return {

@@ -75,7 +75,8 @@ def _signatures(texts: Sequence[str]) -> Signatures:
         # All words of a short text, each with its place, are one shingle.
         short_W = short_N[text_W]
         whole_N = np.zeros(len(texts), np.uint64)
-        np.add.at(whole_N, text_W[short_W], _mixed(word_W + np.arange(len(word_W), dtype=np.uint64) * _GOLDEN)[short_W])
+        place_W = np.arange(len(text_W)) - np.searchsorted(text_W, text_W)
+        np.add.at(whole_N, text_W[short_W], _mixed(word_W + place_W.astype(np.uint64) * _GOLDEN)[short_W])
     shingle = np.append(triple[inside], _mixed(whole_N[short_N]))
     owner = np.append(text_W[:-2][inside], np.flatnonzero(short_N))
     signature = np.full(len(texts) * BINS, _EMPTY)

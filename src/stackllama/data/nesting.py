@@ -1,66 +1,82 @@
-"""Questions with their answers as the nested table that the store keeps, and as records.
-
-Texts stay columns. Only what has to be looked at one by one becomes a record: a question with its answers, without the
-attributions, to be paired.
-"""
+"""What was joined, as the columns that pairs are chosen from and as the nested table that the store keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from stackllama.data import store
 from stackllama.data.joining import Joined
-from stackllama.data.posts import Answer, Attribution, Pair, Question
+from stackllama.data.pairing import Answers, Pairs
+from stackllama.data.votes import Ballots
 
 _QUESTIONS = store.SCHEMAS["questions"]
-_JUDGED = ("id", "text", "votes", "accepted", "date")
-_NOBODY = Attribution("", "", None, None, "")
 
 
-def nested(joined: Joined, paired: Mapping[int, Question], clusters: Sequence[str]) -> pa.Table:
-    """The questions in the schema of the store; `paired` has those with pairs, by their number."""
+def nested(
+    joined: Joined, pairs: Pairs, weight_Q: NDArray[np.float64], clusters: Sequence[str], *, margin: float = 0.0
+) -> pa.Table:
+    """The questions in the schema of the store; `margin` is that of a pair for each point of its gap."""
     questions, answers = joined.questions, joined.answers
     kind = _QUESTIONS.field("answers").type.value_type
     fields = [_attribution(answers) if field.name == "attribution" else _whole(answers[field.name]) for field in kind]
-    weights = np.ones(questions.num_rows)
-    for at, question in paired.items():
-        weights[at] = question.weight
     made = {
         "attribution": _attribution(questions),
         "answers": _lists(joined.starts, pa.StructArray.from_arrays(fields, fields=list(kind)), "answers"),
-        "pairs": _pairs(paired, questions.num_rows),
-        "weight": pa.array(weights),
+        "pairs": _pairs(pairs, questions.num_rows, margin),
+        "weight": pa.array(weight_Q),
         "cluster": pa.array(clusters, pa.string()),
     }
     columns = [made[field.name] if field.name in made else questions[field.name] for field in _QUESTIONS]
     return pa.table(columns, schema=_QUESTIONS)
 
 
-def to_pair(joined: Joined) -> Iterator[tuple[int, Question]]:
-    """The questions with two answers or more, with their numbers; without attributions and the question's own text, and
-    with pairs only where they came with them.
-    """
-    columns = [joined.answers[name].to_pylist() for name in (*_JUDGED, "length")]
-    asked = [joined.questions[name].to_pylist() for name in ("site", "id", "votes", "date", "pairs")]
-    for at in np.flatnonzero(np.diff(joined.starts) > 1).tolist():
-        start, stop = int(joined.starts[at]), int(joined.starts[at + 1])
-        answers = tuple(
-            Answer(*judged, _NOBODY, length)  # type: ignore[call-arg]  # mypy cannot count what is unpacked
-            for *judged, length in zip(*(column[start:stop] for column in columns), strict=True)
-        )
-        site, number, votes, date, sides = (column[at] for column in asked)
-        yield at, Question(site, number, "", "", (), votes, date, _NOBODY, answers, _stated(answers, sides or []))
+def to_answers(joined: Joined, votes: pa.Table | None = None) -> Answers:
+    """The answers as columns to be paired; `votes` are the dated ones (`joining.VOTES`), None where nobody asks."""
+    answers, questions = joined.answers, joined.questions
+    votes_A = answers["votes"].to_numpy()
+    return Answers(
+        keys=list(zip(questions["site"].to_pylist(), questions["id"].to_pylist(), strict=True)),
+        starts=joined.starts,
+        id_A=answers["id"].to_numpy(),
+        votes_A=votes_A,
+        accepted_A=answers["accepted"].to_numpy(),
+        date_A=answers["date"].to_pylist(),
+        length_A=pc.coalesce(answers["length"], pc.utf8_length(answers["text"]).cast(pa.int64())).to_numpy(),
+        texts=answers["text"].to_pylist(),
+        ballots=None if votes is None else _ballots(answers, votes, votes_A),
+    )
 
 
-def _stated(answers: Sequence[Answer], sides: Sequence[int]) -> tuple[Pair, ...]:
-    """The pairs that a question came with: the ids of their better and worse answers in turn."""
-    place = {answer.id: at for at, answer in enumerate(answers)}
-    pairs = ((place[better], place[worse]) for better, worse in zip(sides[::2], sides[1::2], strict=True))
-    return tuple(Pair(one, two, max(1, answers[one].votes - answers[two].votes)) for one, two in pairs)
+def _ballots(answers: pa.Table, votes: pa.Table, votes_A: NDArray[np.int64]) -> Ballots:
+    source_A, id_A, source_V, id_V = (t[name].to_numpy() for t in (answers, votes) for name in ("source", "id"))
+    answer_V = np.full(votes.num_rows, -1)
+    for source in np.unique(source_V):
+        mine_A, mine_V = np.flatnonzero(source_A == source), np.flatnonzero(source_V == source)
+        mine_A = mine_A[np.argsort(id_A[mine_A])]
+        near_V = np.searchsorted(id_A[mine_A], id_V[mine_V]).clip(max=len(mine_A) - 1)
+        if len(mine_A):
+            answer_V[mine_V] = np.where(id_A[mine_A[near_V]] == id_V[mine_V], mine_A[near_V], -1)
+    there = answer_V >= 0
+    return Ballots(answer_V[there], votes["day"].to_numpy()[there], votes["change"].to_numpy()[there], votes_A)
+
+
+def stated_pairs(joined: Joined) -> Pairs:
+    """The pairs that questions came with (preference data of other tools), whatever the rules say."""
+    starts, votes, ids = joined.starts, joined.answers["votes"].to_pylist(), joined.answers["id"].to_pylist()
+    rows: list[tuple[int, int, int, int]] = []
+    for at in np.flatnonzero(pc.is_valid(joined.questions["pairs"]).to_numpy()).tolist():
+        start = int(starts[at])
+        place = {ids[number]: number - start for number in range(start, int(starts[at + 1]))}
+        sides = [place[number] for number in joined.questions["pairs"][at].as_py()]
+        for better, worse in zip(sides[::2], sides[1::2], strict=True):
+            rows.append((at, better, worse, max(1, votes[start + better] - votes[start + worse])))
+    return Pairs(*np.array(rows, np.int64).reshape(-1, 4).T)
 
 
 def _attribution(posts: pa.Table) -> pa.StructArray:
@@ -77,11 +93,9 @@ def _lists(starts: Any, values: pa.Array, name: str) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values, type=_QUESTIONS.field(name).type)
 
 
-def _pairs(paired: Mapping[int, Question], count: int) -> pa.ListArray:
+def _pairs(pairs: Pairs, count: int, margin: float) -> pa.ListArray:
     kind = _QUESTIONS.field("pairs").type.value_type
-    sizes = np.zeros(count + 1, np.int32)
-    for at, question in paired.items():
-        sizes[at + 1] = len(question.pairs)
-    every = [pair for at in sorted(paired) for pair in paired[at].pairs]
-    columns = [pa.array([getattr(pair, field.name) for pair in every], field.type) for field in kind]
-    return _lists(np.cumsum(sizes, dtype=np.int32), pa.StructArray.from_arrays(columns, fields=list(kind)), "pairs")
+    starts = np.searchsorted(pairs.question_P, np.arange(count + 1))
+    given = {"better": pairs.better_P, "worse": pairs.worse_P, "gap": pairs.gap_P, "margin": margin * pairs.gap_P}
+    columns = [pa.array(given[field.name]).cast(field.type) for field in kind]
+    return _lists(starts, pa.StructArray.from_arrays(columns, fields=list(kind)), "pairs")

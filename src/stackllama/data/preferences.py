@@ -1,21 +1,61 @@
-"""Which of two answers is better: the score rule of the original data, pairs, and the two baselines to beat."""
+"""Which of two answers is better: the rules to choose from, the score rule of the original data, and the two baselines
+to beat.
+
+Legend: P pairs of answers.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from hashlib import blake2b
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stackllama.data.posts import Answer, Pair, Question
-from stackllama.errors import DataError
 
 KEPT = "pairs kept"
 TIED = "pair: tied score"
 OVER_LIMIT = "pair: over the limit of pairs a question"
 ONE_ANSWER = "question: fewer than two answers"
 ALL_TIED = "question: all answers tied"
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """What makes two answers a pair (docs/preferences.md has the reasons and what each rule does to the baselines).
+
+    As it stands, without arguments, this is the rule of the original data.
+
+    score: "log2", `answer_score`; or "votes", the votes themselves, which know no accepted mark.
+    conflict: where the accepted answer has fewer votes than the other: the "score" decides, the "votes", the
+        "accepted" mark, or the pair is left out ("drop").
+    time: "since_later" judges by the votes since the day on which the later answer was posted, where all votes of a
+        question are dated, and leaves out `skip_days` after it; "off" by all votes.
+    posted_within_days: the most days between two answers whose votes are not dated; None for any.
+    min_gap, min_votes: the least difference of the scores, and the fewest votes of the better answer.
+    margin: how far apart a reward model should put the answers, in reward, for each point between their scores.
+    length_ratio: how many times as long as the shorter one the longer may be; None for any.
+    near_copies: the resemblance from which on two texts are too much the same (`pairing.resemblance`); None for any.
+    max_pairs: the most pairs of a question.
+    weight: what a question counts for in training a reward model: all the same ("equal"), as much as it has "pairs",
+        or log2(1 + the votes of its answers) ("votes").
+    """
+
+    score: Literal["log2", "votes"] = "log2"
+    conflict: Literal["score", "votes", "accepted", "drop"] = "score"
+    time: Literal["off", "since_later"] = "off"
+    skip_days: int = 0
+    posted_within_days: int | None = None
+    min_gap: int = 1
+    min_votes: int | None = None
+    margin: float = 0.0
+    length_ratio: float | None = None
+    near_copies: float | None = None
+    max_pairs: int = 10
+    weight: Literal["equal", "pairs", "votes"] = "equal"
 
 
 def answer_score(votes: int, accepted: bool) -> int:
@@ -31,6 +71,18 @@ def answer_score(votes: int, accepted: bool) -> int:
     return ((1 + votes) ** 2).bit_length() // 2 + int(accepted)
 
 
+def scores_by(votes: NDArray[np.int64], accepted: NDArray[np.bool_], score: str) -> NDArray[np.int64]:
+    """The score of each answer under a rule of `PairRules`; for "log2" just what `answer_score` gives."""
+    if score == "votes":
+        return votes
+    # The square of up to 2**26 is a whole number to a float, whose exponent is then the length in bits.
+    exponent = np.frexp((1.0 + votes.clip(0, 1 << 26)) ** 2)[1] // 2
+    found = np.where(votes < 0, -1, exponent.astype(np.int64) + accepted)
+    for at in np.argwhere(votes >= 1 << 26).tolist():
+        found[tuple(at)] = answer_score(int(votes[tuple(at)]), bool(accepted[tuple(at)]))
+    return found
+
+
 def pairs_by(scores: Sequence[int]) -> list[Pair]:
     """Every pair of positions whose scores differ, in the order of the positions."""
     pairs = []
@@ -39,55 +91,6 @@ def pairs_by(scores: Sequence[int]) -> list[Pair]:
         if gap:
             pairs.append(Pair(first, second, gap) if gap > 0 else Pair(second, first, -gap))
     return pairs
-
-
-def with_pairs(question: Question, *, max_pairs: int) -> tuple[Question, dict[str, int]]:
-    """The question with at most `max_pairs` of its pairs, and how many were kept or dropped, by reason.
-
-    Ties are dropped. Which pairs stay is decided by a hash of site, question and the two answers: the same in every run
-    and whatever else is in the dump.
-    """
-    if max_pairs < 1:
-        raise DataError(f"max_pairs is {max_pairs}; at least 1 pair a question is needed")
-    answers = question.answers
-    if len(answers) < 2:
-        return replace(question, pairs=()), {ONE_ANSWER: 1}
-    pairs = pairs_by([answer_score(answer.votes, answer.accepted) for answer in answers])
-    tied = len(answers) * (len(answers) - 1) // 2 - len(pairs)
-    kept = sorted(pairs, key=lambda pair: _key(question, pair))[:max_pairs]
-    kept.sort(key=lambda pair: (pair.better, pair.worse))
-    counts = {KEPT: len(kept), TIED: tied, OVER_LIMIT: len(pairs) - len(kept), ALL_TIED: int(not pairs)}
-    return replace(question, pairs=tuple(kept)), {reason: count for reason, count in counts.items() if count}
-
-
-def _key(question: Question, pair: Pair) -> bytes:
-    # The lower id comes first, whichever is better: a later vote does not reshuffle the choice.
-    low, high = sorted((question.answers[pair.better].id, question.answers[pair.worse].id))
-    return blake2b(f"{question.site}\0{question.id}\0{low}\0{high}".encode(), digest_size=16).digest()
-
-
-def pair_questions(questions: Iterable[Question], *, max_pairs: int) -> tuple[list[Question], dict[str, int]]:
-    """All questions with their pairs (a question without any stays: its answers are good for SFT), and the summed
-    counts.
-
-    Raises DataError where not a single pair comes out.
-    """
-    counts: Counter[str] = Counter()
-    paired = []
-    for question in questions:
-        question_with, reasons = with_pairs(question, max_pairs=max_pairs)
-        paired.append(question_with)
-        counts.update(reasons)
-    if not counts[KEPT]:
-        reasons_text = (
-            ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()) if count) or "none at all"
-        )
-        raise DataError(
-            f"no usable pair of answers in {len(paired)} questions ({reasons_text}); give a site where questions "
-            f"have two or "
-            "more answers with differing votes"
-        )
-    return paired, dict(sorted(counts.items()))
 
 
 def shown_length(answer: Answer) -> int:

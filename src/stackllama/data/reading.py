@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import pyarrow as pa
+
 from stackllama.data.archive import open_tables
 from stackllama.data.gathering import Tell, gather
-from stackllama.data.joining import ORPHAN, join_bucket
+from stackllama.data.joining import ORPHAN, Joined, join_bucket
 from stackllama.data.nesting import nested
+from stackllama.data.pairing import Pairs
 from stackllama.data.pieces import Source
 from stackllama.data.posts import Question
 from stackllama.data.store import to_questions
@@ -51,11 +55,7 @@ def read_questions(
             [source], Path(folder), over, allow_truncated=allow_truncated, threads=1, tell=tell or _silent
         )
         buckets = [join_bucket(Path(folder), gathered.posts, n) for n in range(gathered.buckets)]
-    questions = [
-        question
-        for joined in buckets
-        for question in to_questions(nested(joined, {}, [""] * joined.questions.num_rows).to_pylist())
-    ]
+    questions = [question for joined in buckets for question in to_questions(_unpaired(joined).to_pylist())]
     dropped = sum((joined.dropped + joined.notes for joined in buckets), gathered.dropped)
     answers = sum(joined.answers.num_rows for joined in buckets)
     report = ReadReport(
@@ -69,6 +69,11 @@ def read_questions(
         gathered.truncated.get(str(path), {}),
     )
     return sorted(questions, key=lambda question: question.id), report
+
+
+def _unpaired(joined: Joined) -> pa.Table:
+    count = joined.questions.num_rows
+    return nested(joined, Pairs(*[np.zeros(0, np.int64)] * 4), np.ones(count), [""] * count)
 
 
 def _silent(done: int, total: int) -> None:

@@ -2,20 +2,23 @@
 
 Every vote up (kind 2) and down (kind 3) stands there with its day; their sum is the answer's Score. So two answers can
 be compared by the votes that both could have had.
+
+Legend: A answers, V days with votes (each of one answer), P pairs.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 CHANGES = {"2": 1, "3": -1}
 """What a vote of each kind changes; other kinds (accepted, favourite, close, ...) are no judgement of the text."""
 
-Ballots = Sequence[tuple[int, int]]
-"""The votes of an answer: (day, counted from 1970-01-01; how many more were up than down on it), in order of the days."""
+Numbers = NDArray[np.int64]
 
 
 def parse_vote(row: Mapping[str, str]) -> tuple[int, int, int] | str | None:
@@ -43,8 +46,27 @@ def _day(text: str) -> int | None:
 
 
 _EPOCH = date(1970, 1, 1).toordinal()
+_DAYS = 1 << 23
+"""More days than any date has, counted from 0001-01-01 on: what keeps the days of two answers apart in one number."""
 
 
-def votes_between(ballots: Ballots, first: int, end: int) -> int:
-    """How many more votes were up than down from the day `first` to before the day `end`."""
-    return sum(change for _, change in ballots[bisect_left(ballots, (first,)) : bisect_left(ballots, (end,))])
+class Ballots:
+    """The dated votes of answers, for sums over days.
+
+    `answer_V` says whose votes a day has (a number from 0), `day_V` the day, `change_V` how many more votes were up
+    than down. `votes_A` are the answers' scores: where the days do not add up to it, something is missing, and the
+    answer is not `dated_A`.
+    """
+
+    def __init__(self, answer_V: Numbers, day_V: Numbers, change_V: Numbers, votes_A: Numbers) -> None:
+        at_V = answer_V.astype(np.int64) * _DAYS + day_V + _EPOCH
+        order_V = np.argsort(at_V, kind="stable")
+        self._at_V = at_V[order_V]
+        self._sum_V1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(change_V[order_V], dtype=np.int64)])
+        self.dated_A = self.since(np.arange(len(votes_A)), np.full(len(votes_A), -_EPOCH)) == votes_A
+
+    def since(self, answer_P: Numbers, day_P: Numbers) -> Numbers:
+        """How many more votes of each answer were up than down, from a day on."""
+        start_P = np.searchsorted(self._at_V, answer_P * _DAYS + np.maximum(day_P + _EPOCH, 0))
+        sums: Numbers = self._sum_V1[np.searchsorted(self._at_V, (answer_P + 1) * _DAYS)] - self._sum_V1[start_P]
+        return sums
