@@ -51,7 +51,7 @@ class Bias:
 
     def told(self, chosen_Q: NDArray[np.bool_] | None = None) -> dict[str, float]:
         some = np.ones(len(self.site_Q), bool) if chosen_Q is None else chosen_Q
-        told = {"questions": int(some.sum())}
+        told: dict[str, float] = {"questions": int(some.sum())}
         for name, values_Q in (("earlier", self.earlier_Q[some]), ("longer", self.longer_Q[some])):
             told[name] = round(float(values_Q.mean()), 4)
             told[f"{name}_error"] = round(float(values_Q.std() / np.sqrt(max(1, len(values_Q)))), 4)
@@ -62,7 +62,7 @@ def read(dump: Path) -> Answers:
     """All answers of a dump with their dated votes."""
     with TemporaryDirectory() as folder, open_workers("local", 1) as over, open_tables(dump) as tables:
         source = Source(0, str(dump), tables.site)
-        gathered = gather([source], Path(folder), over, allow_truncated=False, threads=1, tell=lambda done, total: None)
+        gathered = gather([source], Path(folder), over, allow_truncated=False, threads=1, tell=lambda *_: None)
         if gathered.buckets != 1:
             raise SystemExit(f"{dump} is too large for this measurement; give a site of less than 30 MB")
         joined = join_bucket(Path(folder), gathered.posts, 0)

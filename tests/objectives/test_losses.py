@@ -56,8 +56,10 @@ def test_reward_loss_is_the_mean_over_questions_of_the_mean_over_pairs() -> None
     trunk = reward_trunk()
     # One question with three pairs of three answers, one with a single pair.
     trees = [
-        PairedTree(Tree((5, 6), ((7, 2), (8, 2), (9, 2)), 0), ((0, 1), (0, 2), (1, 2)), 1 / 3, (0, 1, 2)),
-        PairedTree(Tree((10, 11), ((12, 2), (13, 14, 2)), 1), ((1, 0),), 1.0, (0, 1)),
+        PairedTree(
+            Tree((5, 6), ((7, 2), (8, 2), (9, 2)), 0), ((0, 1), (0, 2), (1, 2)), (0.0,) * 3, (0, 1, 2), 1 / 3, 1.0
+        ),
+        PairedTree(Tree((10, 11), ((12, 2), (13, 14, 2)), 1), ((1, 0),), (0.0,), (0, 1), 1.0, 1.0),
     ]
     row = reward_row(trees)
     with trunk.use("reward") as role:
@@ -74,13 +76,27 @@ def test_reward_loss_is_the_mean_over_questions_of_the_mean_over_pairs() -> None
     assert float(sums.metrics["accuracy"]) == pytest.approx(right, abs=1e-6)
 
 
+def test_margins_and_weights_in_the_loss() -> None:
+    trunk = reward_trunk()
+    trees = [
+        PairedTree(Tree((5, 6), ((7, 2), (8, 2), (9, 2)), 0), ((0, 1), (2, 1)), (0.5, 2.0), (0, 1, 2), 1.5, 3.0),
+        PairedTree(Tree((10, 11), ((12, 2), (13, 14, 2)), 1), ((1, 0),), (0.0,), (0, 1), 1.0, 1.0),
+    ]
+    with trunk.use("reward") as role:
+        row = reward_row(trees)
+        loss = float(reward.RewardObjective("reward")(role, row).losses["loss"])
+        a, b, c, d, e = role.score(reward.HEAD, role.hidden(row.forest)[row.last_B]).tolist()
+    by_hand = 1.5 * math.log(1 + math.exp(b - a + 0.5)) + 1.5 * math.log(1 + math.exp(b - c + 2))
+    assert loss == pytest.approx(by_hand + math.log(1 + math.exp(d - e)), rel=1e-5)
+
+
 def test_a_fitted_head_on_one_pair_worked_by_hand() -> None:
     # One pair: every one of the 64 features is +1 or -1 once scaled, so the weights are all c, the margin is z = 64 c,
     # and the loss log(1 + exp(-z)) + 0.01 / 2 * 64 (z / 64)^2 is least where sigmoid(-z) = z / 6400: z = 6.84, by
     # trial: sigmoid(-6.84) = 0.0010689, 6.84 / 6400 = 0.0010688.
     trunk = reward_trunk()
     before = {name: tensor.clone() for name, tensor in trunk.state("reward").items()}
-    row = reward_row([PairedTree(Tree((5, 6), ((7, 2), (8, 2)), 0), ((1, 0),), 1.0, (0, 1))])
+    row = reward_row([PairedTree(Tree((5, 6), ((7, 2), (8, 2)), 0), ((1, 0),), (0.0,), (0, 1), 1.0, 1.0)])
     reward.fit_head(trunk, "reward", [row])
     with trunk.use("reward") as role:
         scores = role.score(reward.HEAD, role.hidden(row.forest)[row.last_B])
@@ -90,7 +106,11 @@ def test_a_fitted_head_on_one_pair_worked_by_hand() -> None:
 
 
 def test_a_fitted_head_does_not_depend_on_how_questions_are_packed() -> None:
-    trees = [PairedTree(tree, ((0, 1),), 1.0, (0, 1)) for tree in random_trees(4, trees=12) if len(tree.branches) > 1]
+    trees = [
+        PairedTree(tree, ((0, 1),), (0.0,), (0, 1), 1.0, 1.0)
+        for tree in random_trees(4, trees=12)
+        if len(tree.branches) > 1
+    ]
     heads = []
     for rows in ([trees], [[tree] for tree in reversed(trees)]):
         trunk = reward_trunk()

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stackllama.data import store
+from stackllama.data.baselines import Sums, tally
 from stackllama.data.joining import CLUSTERS, VOTES, Joined, join_bucket, read_joined
 from stackllama.data.nesting import nested, stated_pairs, to_answers
 from stackllama.data.pairing import Pairs, choose, merged, weigh
@@ -38,7 +39,7 @@ class Bucketing:
     """What decides the outcome of a bucket, beside its number.
 
     `work` has what the pieces left; the shards go to `store`. `pieces` are the files of posts, each with the number
-    of its source; `past` are the files of what the ledger knew.
+    of its source; `questions` is how many all buckets hold; `past` are the files of what the ledger knew.
     """
 
     work: Path
@@ -46,19 +47,21 @@ class Bucketing:
     pieces: tuple[tuple[Path, int], ...]
     fractions: Mapping[str, float]
     rules: PairRules
+    questions: int
     past: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """What came of a bucket. `parts` has for each split its counts and its shard; `dropped` counts posts, `pairs` pairs
-    and `notes` other things, by reason.
+    and `notes` other things, by reason; `baselines` has the sums of `baselines.tally`.
     """
 
     parts: Mapping[str, Mapping[str, Any]]
     dropped: Mapping[str, int]
     pairs: Mapping[str, int]
     notes: Mapping[str, int]
+    baselines: Mapping[str, Sums]
 
 
 def finish(bucketing: Bucketing, bucket: int) -> Finished:
@@ -89,7 +92,7 @@ def _finish(bucketing: Bucketing, bucket: int) -> Finished:
     joined = join_bucket(bucketing.work, bucketing.pieces, bucket)
     pairs: Counter[str] = Counter()
     splits, clusters = _splits(bucketing, bucket, joined.questions)
-    chosen, weight_Q = _paired(joined, bucketing, bucket, pairs)
+    chosen, weight_Q, sums = _paired(joined, bucketing, bucket, pairs)
     table = nested(joined, chosen, weight_Q, clusters, margin=bucketing.rules.margin)
     assigned = np.array([split or "" for split in splits], dtype=str)
     out = table.filter(pa.array(assigned == ""))
@@ -100,21 +103,25 @@ def _finish(bucketing: Bucketing, bucket: int) -> Finished:
         pairs[PAIR_OTHER_SPLIT] += lost["pairs"]
         pairs[KEPT] -= lost["pairs"]
     parts = _parts(bucketing, bucket, table, assigned)
-    return Finished(parts, dict(joined.dropped), dict(pairs), dict(joined.notes))
+    return Finished(parts, dict(joined.dropped), dict(pairs), dict(joined.notes), sums)
 
 
 def _paired(
     joined: Joined, bucketing: Bucketing, bucket: int, counts: Counter[str]
-) -> tuple[Pairs, NDArray[np.float64]]:
-    """The pairs of all questions, and their weights. Those that came with pairs keep them."""
+) -> tuple[Pairs, NDArray[np.float64], dict[str, Sums]]:
+    """The pairs of all questions, their weights, and what other rules would have done. Those that came with pairs keep
+    them.
+    """
     rules = bucketing.rules
     answers = to_answers(joined, None if rules.time == "off" else read_joined(bucketing.work, VOTES, bucket))
     stated = stated_pairs(joined)
-    chosen, reasons = choose(answers, rules, pc.is_null(joined.questions["pairs"]).to_numpy())
+    asked_Q = pc.is_null(joined.questions["pairs"]).to_numpy()
+    chosen, reasons = choose(answers, rules, asked_Q)
     counts.update(reasons)
     counts[KEPT] += len(stated)
     pairs = merged(chosen, stated)
-    return pairs, weigh(answers, pairs, rules.weight)
+    sums = tally(answers, rules, bucketing.questions, asked_Q)
+    return pairs, weigh(answers, pairs, rules.weight), sums
 
 
 def _splits(bucketing: Bucketing, bucket: int, questions: pa.Table) -> tuple[list[str | None], list[str]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stackllama.data import interchange_read, store
+from stackllama.data import baselines, interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
 from stackllama.data.clusters import Clustering, check_clusters, write_clusters
@@ -131,6 +131,7 @@ def _finish(
         tuple(gathered.posts),
         settings.fractions,
         settings.rules,
+        gathered.questions,
         _deal_past(ledger, folder / "work", gathered.buckets),
     )
     found: dict[int, Finished] = {}
@@ -181,6 +182,7 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
         "pairs_dropped": dict(sorted(pairs.items())),
         "notes": dict(sorted(notes.items())),
         "truncated": gathered.truncated,
+        "baselines": baselines.add(one.baselines for one in finished),
     }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from stackllama.data.duplicates import BANDS, BINS, Signatures, similar_pairs
@@ -142,8 +143,8 @@ class _Stacked:
 
     def __init__(self, folder: Path) -> None:
         names = sorted(path.name.removesuffix(".signatures.npy") for path in folder.glob("*.signatures.npy"))
-        self._signatures = [np.load(folder / f"{name}.signatures.npy", mmap_mode="r") for name in names]
-        self._bands = [np.load(folder / f"{name}.bands.npy", mmap_mode="r") for name in names]
+        self._signatures = [open_memmap(folder / f"{name}.signatures.npy", mode="r") for name in names]
+        self._bands = [open_memmap(folder / f"{name}.bands.npy", mode="r") for name in names]
         self._ends = np.cumsum([0, *(len(one) for one in self._signatures)])
         self._asked = [folder / f"{name}.asked" for name in names]
 

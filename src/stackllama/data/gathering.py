@@ -32,14 +32,15 @@ LAYOUT = 1
 class Gathered:
     """Posts in buckets, joined by id. `posts` has the files of the pieces of Posts and the number of each one's source.
 
-    `rows` and `users` count rows of Posts and Users, `dropped` those left out by reason; `truncated` has, by dump and
-    table, the byte after the last complete row of what breaks off.
+    `rows` and `users` count rows of Posts and Users, `questions` the rows that are questions, `dropped` those left out
+    by reason; `truncated` has, by dump and table, the byte after the last complete row of what breaks off.
     """
 
     sources: tuple[Source, ...]
     buckets: int
     posts: list[tuple[Path, int]] = field(default_factory=list)
     rows: int = 0
+    questions: int = 0
     users: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -125,6 +126,7 @@ def _add(gathered: Gathered, piece: Piece, converted: Converted, folder: Path) -
         gathered.truncated.setdefault(str(piece.source.path), {})[piece.table] = converted.truncated_at
     if piece.table in ("Posts", RECORDS):
         gathered.rows += converted.rows
+        gathered.questions += converted.questions
         gathered.posts.append((folder / f"{piece.name}.arrow", piece.source.number))
     elif piece.table == "Users":
         gathered.users += converted.rows - sum(converted.dropped.values())

@@ -56,14 +56,18 @@ def bucket_count(total: int, piece: int) -> int:
 
 
 def bucket_of(site: str, question_N: NDArray[np.int64], buckets: int) -> NDArray[np.int32]:
-    """The bucket of each question of a site, by a hash of both (the mixer of splitmix64)."""
+    """The bucket of each question of a site, by a hash of both."""
+    return (hashed(site, question_N) % np.uint64(buckets)).astype(np.int32)
+
+
+def hashed(site: str, question_N: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A hash of site and number (the mixer of splitmix64)."""
     seed = np.uint64(int.from_bytes(blake2b(site.encode("utf-8", "replace"), digest_size=8).digest(), "little"))
     mixed_N = question_N.astype(np.uint64) ^ seed
     with np.errstate(over="ignore"):
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
-    mixed_N ^= mixed_N >> np.uint64(31)
-    return (mixed_N % np.uint64(buckets)).astype(np.int32)
+    return mixed_N ^ (mixed_N >> np.uint64(31))
 
 
 def write_dealt(path: Path, posts: pa.Table, bucket_N: NDArray[np.int32]) -> None:

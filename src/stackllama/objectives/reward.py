@@ -1,8 +1,9 @@
-"""The reward model: all answers of a question in one pass, loss over its pairs, every question of equal weight.
+"""The reward model: all answers of a question in one pass, loss over its pairs, questions of given weights.
 
-The loss of a pair is -log sigmoid(score of the better - score of the worse) (Bradley-Terry; Stiennon et al. 2020, eq.
-1; all pairs of one prompt in one pass as in Ouyang et al. 2022, section 3.5). A pair weighs 1 / (pairs of its
-question).
+The loss of a pair is -log sigmoid(score of the better - score of the worse - margin) (Bradley-Terry; Stiennon et al.
+2020, eq. 1; all pairs of one prompt in one pass as in Ouyang et al. 2022, section 3.5; the margin as in Touvron et al.
+2023, eq. 2). A pair weighs 1 / (pairs of its question), times the question's weight; usually that and the margin are 1
+and 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class RewardObjective:
         """The row's weighted sums over pairs."""
         score_B = role.score(HEAD, role.hidden(row.forest)[row.last_B])
         gap_P = score_B[row.better_P] - score_B[row.worse_P]
-        loss = -(row.weight_P * logsigmoid(gap_P)).sum()
+        loss = -(row.weight_P * logsigmoid(gap_P - row.margin_P)).sum()
         known_P = gap_P.detach()
         right_P = (known_P > 0).float() + 0.5 * (known_P == 0).float()
         return Sums(
@@ -56,28 +57,30 @@ def fit_head(trunk: Trunk, role: str, rows: Iterable[RewardRow]) -> None:
     tuning (Kumar et al. 2022).
     """
     gaps: list[Tensor] = []
+    margins: list[Tensor] = []
     weights: list[Tensor] = []
     with trunk.use(role) as reader:
         for row in rows:
             hidden_BD = reader.hidden(row.forest)[row.last_B].double()
             gaps.append(hidden_BD[row.better_P] - hidden_BD[row.worse_P])
+            margins.append(row.margin_P.double())
             weights.append(row.weight_P.double())
     gap_PD = torch.cat(gaps)
     share_P = torch.cat(weights) / sum(weight_P.sum() for weight_P in weights)
     scale_D = gap_PD.square().mean(0).sqrt().clamp_min(1e-12)
-    weight_D = _minimize(gap_PD / scale_D, share_P) / scale_D
+    weight_D = _minimize(gap_PD / scale_D, torch.cat(margins), share_P) / scale_D
     with torch.no_grad():
         trunk.trainable(role)[f"head.{HEAD}.weight"].copy_(weight_D)
 
 
-def _minimize(feature_PD: Tensor, share_P: Tensor) -> Tensor:
+def _minimize(feature_PD: Tensor, margin_P: Tensor, share_P: Tensor) -> Tensor:
     """The weights (D,) of the penalized logistic loss's one minimum."""
     weight_D = torch.zeros(feature_PD.shape[1], dtype=feature_PD.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight_D], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
-        value = -(share_P * logsigmoid(feature_PD @ weight_D)).sum() + PENALTY / 2 * weight_D.square().sum()
+        value = -(share_P * logsigmoid(feature_PD @ weight_D - margin_P)).sum() + PENALTY / 2 * weight_D.square().sum()
         value.backward()
         return float(value.detach())
 

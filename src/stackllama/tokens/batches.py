@@ -68,11 +68,13 @@ class SftRow:
 @dataclass(frozen=True, slots=True)
 class RewardRow:
     """A packed row of questions. last_B: place of each branch's last token, its EOS, where its score is read; better_P
-    and worse_P: branches of the row, by pair; weight_P: fp32, summing to 1 over a question's pairs.
+    and worse_P: branches of the row, by pair; margin_P: fp32, in reward; weight_P: fp32, summing over a question's
+    pairs to what the question counts for.
     """
 
     forest: Forest
     last_B: Tensor
     better_P: Tensor
     worse_P: Tensor
+    margin_P: Tensor
     weight_P: Tensor

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from stackllama.data.posts import Document, Question
+from stackllama.data.posts import Document, Pair, Question
 from stackllama.data.preferences import answer_score
 from stackllama.errors import DataError
 from stackllama.tokens.batches import Batch, RewardRow, SftRow, StepResult
@@ -31,14 +31,17 @@ RowT = TypeVar("RowT")
 class PairedTree:
     """A question with those of its answers that have pairs.
 
-    pairs: (better, worse) branches of the tree; weight: of each pair; answers: for each branch, its place in the
-    question's answers.
+    pairs: (better, worse) branches of the tree; margins: by how much each is to differ, in reward; answers: for each
+    branch, its place in the question's answers; share: what a pair weighs, 1 / (pairs of the question) times weight;
+    weight: what the question counts for.
     """
 
     tree: Tree
     pairs: tuple[tuple[int, int], ...]
-    weight: float
+    margins: tuple[float, ...]
     answers: tuple[int, ...]
+    share: float
+    weight: float
 
     def __len__(self) -> int:
         return len(self.tree)
@@ -133,15 +136,14 @@ def encode_pairs(
             continue
         kept = _chosen_answers(question, answers_per_question, seed)
         branches = {at: tuple(encode_branch(tokenizer, question.answers[at].text)) for at in kept}
-        pairs = [(pair.better, pair.worse) for pair in question.pairs]
-        inside = [pair for pair in pairs if pair[0] in branches and pair[1] in branches]
-        left_out["pairs beyond reward.answers_per_question"] += len(pairs) - len(inside)
+        inside = [pair for pair in question.pairs if pair.better in branches and pair.worse in branches]
+        left_out["pairs beyond reward.answers_per_question"] += len(question.pairs) - len(inside)
         limit = min(max_answer_tokens, (row_tokens - len(root)) // 2)
-        short = [pair for pair in inside if all(len(branches[at]) <= limit for at in pair)]
+        short = [pair for pair in inside if all(len(branches[at]) <= limit for at in (pair.better, pair.worse))]
         left_out["pairs with an answer longer than reward.max_answer_tokens"] += len(inside) - len(short)
         if not short:
             left_out["questions without a pair"] += 1
-        found.extend(_deal_pairs(root, branches, short, key=key, row_tokens=row_tokens))
+        found.extend(_deal_pairs(root, branches, short, key=key, weight=question.weight, row_tokens=row_tokens))
     return Encoded(tuple(found), left_out)
 
 
@@ -156,16 +158,17 @@ def _chosen_answers(question: Question, most: int, seed: int) -> set[int]:
 def _deal_pairs(
     root: tuple[int, ...],
     branches: Mapping[int, tuple[int, ...]],
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[Pair],
     *,
     key: int,
+    weight: float,
     row_tokens: int,
 ) -> list[PairedTree]:
     """Deal pairs to as few trees as a greedy pass finds, each of at most ``row_tokens``."""
-    dealt: list[list[tuple[int, int]]] = []
+    dealt: list[list[Pair]] = []
     for pair in pairs:
         for hand in dealt:
-            members = {at for other in [*hand, pair] for at in other}
+            members = {at for other in [*hand, pair] for at in (other.better, other.worse)}
             if len(root) + sum(len(branches[at]) for at in members) <= row_tokens:
                 hand.append(pair)
                 break
@@ -173,11 +176,12 @@ def _deal_pairs(
             dealt.append([pair])
     trees = []
     for hand in dealt:
-        chosen = sorted({at for pair in hand for at in pair})
+        chosen = sorted({at for pair in hand for at in (pair.better, pair.worse)})
         place = {at: index for index, at in enumerate(chosen)}
         tree = Tree(root, tuple(branches[at] for at in chosen), key)
-        inside = tuple((place[better], place[worse]) for better, worse in hand)
-        trees.append(PairedTree(tree, inside, 1.0 / len(pairs), tuple(chosen)))
+        inside = tuple((place[pair.better], place[pair.worse]) for pair in hand)
+        margins = tuple(pair.margin for pair in hand)
+        trees.append(PairedTree(tree, inside, margins, tuple(chosen), weight / len(pairs), weight))
     return trees
 
 
@@ -202,14 +206,17 @@ def reward_row(trees: Sequence[PairedTree]) -> RewardRow:
     forest = plant([item.tree for item in trees])
     better: list[int] = []
     worse: list[int] = []
-    weights: list[float] = []
+    margins: list[float] = []
+    shares: list[float] = []
     offset = 0
     for item in trees:
         better += [offset + b for b, _ in item.pairs]
         worse += [offset + w for _, w in item.pairs]
-        weights += [item.weight] * len(item.pairs)
+        margins += item.margins
+        shares += [item.share] * len(item.pairs)
         offset += len(item.tree.branches)
-    return RewardRow(forest, last_tokens(forest), torch.tensor(better), torch.tensor(worse), torch.tensor(weights))
+    numbers = (torch.tensor(column) for column in (better, worse, margins, shares))
+    return RewardRow(forest, last_tokens(forest), *numbers)
 
 
 def plan_steps(
@@ -333,7 +340,10 @@ def reward_source(
     max_steps: int | None,
     seed: int,
 ) -> PlannedSource[tuple[PairedTree, ...], RewardRow]:
-    """Whole questions, so many a step; a question dealt to several trees stays in one step and counts once."""
+    """Whole questions, so many a step; a question dealt to several trees stays in one step and counts once.
+
+    The count ``questions``, which divides the loss, is the sum of their weights.
+    """
     by_question: dict[int, list[PairedTree]] = {}
     for item in trees:
         by_question.setdefault(item.tree.key, []).append(item)
@@ -342,7 +352,8 @@ def reward_source(
     def make(chosen: list[tuple[PairedTree, ...]]) -> Batch[RewardRow]:
         flat = [item for question in chosen for item in question]
         rows = tuple(reward_row(trees) for trees in pack(flat, row_tokens))
-        return Batch(rows, {"questions": float(len(chosen))}, len(chosen), {"questions": float(len(chosen))})
+        weight = sum(items[0].weight for items in chosen)
+        return Batch(rows, {"questions": float(weight)}, len(chosen), {"questions": float(len(chosen))})
 
     plan = plan_steps([1] * len(questions), per_step=questions_per_step, epochs=epochs, max_steps=max_steps, seed=seed)
     limits = "reward.max_question_tokens and reward.max_answer_tokens"

@@ -1,0 +1,141 @@
+"""What each rule of pairs does to the two baselines, "the longer answer wins" and "the earlier answer wins".
+
+A sample of questions, chosen by a hash, is paired again under other rules: the original ones, then one choice of the
+recipe after the other, then what else could have been chosen. All are sums, so buckets are tallied apart.
+
+Legend: Q questions, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stackllama.data.pairing import Answers, choose
+from stackllama.data.preferences import PairRules
+from stackllama.data.shuffle import hashed
+
+SAMPLE = 5000
+"""Questions that are looked at, about: a standard error of 0.7 points."""
+
+_CHOICES = (
+    "time",
+    "skip_days",
+    "posted_within_days",
+    "score",
+    "conflict",
+    "min_gap",
+    "min_votes",
+    "length_ratio",
+    "near_copies",
+)
+_INSTEAD: tuple[dict[str, Any], ...] = (
+    {"time": "off"},
+    {"time": "since_later"},
+    {"time": "since_later", "skip_days": 2},
+    {"posted_within_days": 1},
+    {"score": "votes"},
+    {"conflict": "votes"},
+    {"conflict": "drop"},
+    {"min_gap": 2},
+    {"min_votes": 2},
+    {"length_ratio": 1.5},
+)
+
+Sums = list[float]
+"""Questions with a pair; pairs; sums and sums of squares of the questions' means: longer, longer, earlier, earlier."""
+Row = dict[str, Any]
+
+
+def ladder(rules: PairRules) -> dict[str, PairRules]:
+    """From the original rules to those chosen, one choice at a time, each named as in a recipe."""
+    step = PairRules(max_pairs=rules.max_pairs)
+    steps = {"the original rules": step}
+    for name in _CHOICES:
+        if getattr(step, name) != (value := getattr(rules, name)):
+            step = replace(step, **{name: value})
+            steps[f"{name}: {value}"] = step
+    return steps
+
+
+def alternatives(rules: PairRules) -> dict[str, PairRules]:
+    """The rules with one choice made otherwise."""
+    found = {}
+    for change in _INSTEAD:
+        if (other := replace(rules, **change)) != rules:
+            found["instead, " + ", ".join(f"{name}: {value}" for name, value in change.items())] = other
+    return found
+
+
+def tally(answers: Answers, rules: PairRules, questions: int, asked_Q: NDArray[np.bool_]) -> dict[str, Sums]:
+    """The sums over the sampled ones of some questions under the rules and what could be chosen instead, by name.
+
+    `questions` is how many there are in all buckets; only questions `asked_Q` are looked at.
+    """
+    chosen_Q = asked_Q & (_points(answers) < SAMPLE / max(1, questions))
+    return {name: _sums(answers, other, chosen_Q) for name, other in (ladder(rules) | alternatives(rules)).items()}
+
+
+def add(tallies: Iterable[Mapping[str, Sums]]) -> list[Row]:
+    """The tallies of all buckets together: for each way the baselines with their standard errors (None where nothing
+    was left to be compared).
+    """
+    totals: dict[str, Sums] = {}
+    for one in tallies:
+        for name, sums in one.items():
+            totals[name] = [a + b for a, b in zip(totals.get(name, [0.0] * len(sums)), sums, strict=True)]
+    return [_row(name, sums) for name, sums in totals.items()]
+
+
+def _points(answers: Answers) -> NDArray[np.float64]:
+    """A hash of each question, from 0 to 1."""
+    point_Q = np.empty(len(answers.keys))
+    site_Q = np.array([site for site, _ in answers.keys], dtype=object)
+    id_Q = np.array([number for _, number in answers.keys], np.int64)
+    for site in set(site_Q):
+        mine = site_Q == site
+        point_Q[mine] = (hashed(site, id_Q[mine]) >> np.uint64(11)) / 2.0**53
+    return point_Q
+
+
+def _sums(answers: Answers, rules: PairRules, chosen_Q: NDArray[np.bool_]) -> Sums:
+    pairs, _ = choose(answers, rules, chosen_Q)
+    better_P, worse_P = (answers.starts[pairs.question_P] + side for side in (pairs.better_P, pairs.worse_P))
+    lead_P = answers.length_A[better_P] - answers.length_A[worse_P]
+    # ISO moments of one form sort like the times they stand for.
+    first_P, second_P = (np.array([answers.date_A[at] for at in side.tolist()], "U") for side in (better_P, worse_P))
+    longer_P, earlier_P = (np.sign(lead_P) + 1) / 2, (1.0 + (first_P < second_P) - (first_P > second_P)) / 2
+    _, question_P, size_Q = np.unique(pairs.question_P, return_inverse=True, return_counts=True)
+    means = [np.bincount(question_P, won_P, minlength=len(size_Q)) / size_Q for won_P in (longer_P, earlier_P)]
+    return [float(len(size_Q)), float(len(pairs)), *(float((m**n).sum()) for m in means for n in (1, 2))]
+
+
+def _row(name: str, sums: Sums) -> Row:
+    questions, pairs, *moments = sums
+    longer, longer_error = _mean(questions, *moments[:2])
+    earlier, earlier_error = _mean(questions, *moments[2:])
+    return {
+        "rules": name,
+        "questions": int(questions),
+        "pairs": int(pairs),
+        "longer_wins": longer,
+        "longer_error": longer_error,
+        "earlier_wins": earlier,
+        "earlier_error": earlier_error,
+    }
+
+
+def _mean(count: float, total: float, squares: float) -> tuple[float | None, float | None]:
+    """A mean and its standard error."""
+    if not count:
+        return None, None
+    mean = total / count
+    return mean, sqrt(max(0.0, squares / count - mean**2) / count)
+
+
+assert {*_CHOICES, "margin", "max_pairs", "weight"} == {field.name for field in fields(PairRules)}
