@@ -16,6 +16,7 @@ import torch
 
 from stackllama.data import store
 from stackllama.data.archive import digest_dump
+from stackllama.data.clusters import Clustering
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
 from stackllama.environment import processor_features
@@ -267,6 +268,13 @@ def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> 
     return questions, encode_prompts(
         tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
     )
+
+
+def clustering(recipe: Recipe) -> Clustering:
+    """What makes two questions one cluster. Those of the embedded community come from templates, so there near-copies
+    of a text ask different things.
+    """
+    return Clustering(recipe.data.near_copies and recipe.data.source != (EMBEDDED,), recipe.data.links)
 
 
 def pair_rules(recipe: Recipe) -> PairRules:

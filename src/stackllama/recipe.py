@@ -122,7 +122,9 @@ class Data(Section):
     allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
     splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
     near_copies: bool = Field(
-        True, description="Whether questions whose texts are nearly the same fall into one split, as one cluster."
+        True,
+        description="Whether questions whose texts are nearly the same fall into one split, as one cluster (never for "
+        "`embedded`, whose questions come from templates).",
     )
     links: Literal["off", "duplicates", "all"] = Field(
         "duplicates",

@@ -22,6 +22,7 @@ from stackllama.assembly import (
     base_hashes,
     check_enough,
     check_fits,
+    clustering,
     kl_controller,
     load_roles,
     load_trunk,
@@ -40,7 +41,6 @@ from stackllama.assembly import (
     weight_type,
 )
 from stackllama.data import build, store, synthetic
-from stackllama.data.clusters import Clustering
 from stackllama.data.gathering import Tell
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
@@ -107,7 +107,7 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     settings = build.Settings(
         fractions=fractions,
         rules=pair_rules(recipe),
-        clustering=Clustering(near_copies=recipe.data.near_copies, links=recipe.data.links),
+        clustering=clustering(recipe),
         allow_truncated=recipe.data.allow_truncated,
     )
     machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
