@@ -26,6 +26,14 @@ STAGES = {
 }
 """Commands that run one stage, with their help."""
 
+DATA_COMMANDS = {
+    "fetch": "download the archives of sites from the public dump",
+    "stats": "measure data: counts, lengths, votes, tags, baselines; as a table, as JSON or as a page",
+    "show": "print a question with its answers and pairs",
+    "export": "write the preference data of a run for other tools",
+}
+"""What `data` does beside running its stage, with the help of each."""
+
 TAKE_OVERRIDES = (("quickstart",), ("run",), *((stage,) for stage in STAGES), ("recipe", "show"))
 VALUED, FLAGS = ("name", "seed", "folder"), ("help", "allow-truncated")
 
@@ -44,6 +52,9 @@ def parse(words: Sequence[str]) -> Arguments:
 
     Errors: RecipeError for an override without a value.
     """
+    if len(words) > 1 and words[0] == "data" and words[1] in DATA_COMMANDS:
+        options = _data_parser().parse_args(words[1:])
+        return Arguments(options.command, options, {})
     takes_overrides = any(tuple(words[: len(command)]) == command for command in TAKE_OVERRIDES)
     own, overrides = split_overrides(words) if takes_overrides else (list(words), {})
     options = build_parser().parse_args(own)
@@ -91,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe_command(commands, "run", "every stage of a recipe, then the report")
     for name, text in STAGES.items():
         _add_recipe_command(commands, name, text)
+    data = commands.choices["data"]
+    others = "".join(f"\n  stackllama data {name:<8}{text}" for name, text in DATA_COMMANDS.items())
+    data.epilog = f"{data.epilog}\n\nbeside the stage:{others}"
     _run_option(_add(commands, "report", "write runs/NAME/report.html"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
@@ -101,6 +115,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe_command(inner, "show", "print a recipe with every key written out", command="recipe show")
     reference = _add(inner, "reference", "print the reference of all keys", command="recipe reference")
     reference.add_argument("--summary", action="store_true", help="the reference of summary.json instead")
+    return parser
+
+
+def _data_parser() -> argparse.ArgumentParser:
+    """The commands that follow `data`. Apart, since after `data` the name of a recipe may stand as well."""
+    parser = argparse.ArgumentParser(prog="stackllama data", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    options = {"fetch": _fetch_options, "stats": _stats_options, "show": _show_options, "export": _export_options}
+    for name, text in DATA_COMMANDS.items():
+        options[name](_add(commands, name, text, command=f"data {name}"))
     return parser
 
 
@@ -163,4 +187,49 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", required=True, metavar="TEXT", help="the question")
     parser.add_argument(
         "--answer", required=True, action="append", metavar="TEXT", help="an answer; may be given again"
+    )
+
+
+def _fetch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sites", nargs="*", metavar="SITE", help="such as beer.stackexchange.com, or beer")
+    parser.add_argument("--list", action="store_true", help="list the archives that are there instead")
+    parser.add_argument("--address", metavar="URL", help="where the archives lie (default: the public dump)")
+    parser.add_argument("--recipe", metavar="RECIPE", help="take the address from a recipe (data.address)")
+    parser.add_argument("--to", default=".", metavar="FOLDER", help="where they go (default: here)")
+    parser.add_argument("--sha256", metavar="HEX", help="what one archive is to have, from a source that you trust")
+
+
+def _data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a run, preference data (ours or of other tools), or a dump")
+
+
+def _stats_options(parser: argparse.ArgumentParser) -> None:
+    _data_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--page", metavar="FILE", help="write an HTML page, with samples, instead of a table")
+    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="seed of the samples (default: 0)")
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    _data_option(parser)
+    parser.add_argument("--question", required=True, type=_at_least(0), metavar="ID", help="the question's number")
+    parser.add_argument("--site", metavar="SITE", help="its site, where several have that number")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a run, or a folder of preference data")
+    parser.add_argument("to", metavar="FOLDER", help="the folder to write; an earlier export in it is replaced")
+    parser.add_argument(
+        "--format",
+        choices=("preferences", "paired", "jsonl"),
+        default="jsonl",
+        help="columns as in stack-exchange-preferences or stack-exchange-paired, or prompt, chosen, rejected "
+        "(default: jsonl)",
+    )
+    parser.add_argument(
+        "--split", action="append", metavar="SPLIT", help="only this split; may be given again (default: all)"
+    )
+    parser.add_argument("--no-titles", action="store_true", help="prompts without the title of the question")
+    parser.add_argument(
+        "--fixed-order", action="store_true", help="the pairs of the original score rule, the first 10 in order of ids"
     )

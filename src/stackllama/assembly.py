@@ -14,9 +14,10 @@ from typing import TypedDict, TypeVar
 
 import torch
 
-from stackllama.data import store
+from stackllama.data import interchange_read, store
 from stackllama.data.archive import digest_dump
 from stackllama.data.clusters import Clustering
+from stackllama.data.interchange import frame
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
 from stackllama.environment import processor_features
@@ -40,7 +41,7 @@ from stackllama.tokens.sources import (
     encode_pairs,
     encode_prompts,
 )
-from stackllama.tokens.template import FINGERPRINT
+from stackllama.tokens.template import FINGERPRINT, question_text, root_text
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.guard import Guard
 from stackllama.train.loop import Loop, Settings
@@ -99,7 +100,15 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
     """
     if recipe.data.source in ((EMBEDDED,), (EMBEDDED_TEXT,)):
         return {}
-    return {source: digest_dump(Path(source)) for source in recipe.data.source}
+    return {
+        source: interchange_read.digest(source) if interchange_read.is_records(source) else digest_dump(Path(source))
+        for source in recipe.data.source
+    }
+
+
+def prompt_frame(recipe: Recipe) -> tuple[str, str]:
+    """What the template writes before and after a question; it is taken off prompts of other tools."""
+    return frame(lambda title, body: root_text(question_text(title if recipe.data.titles else "", body)))
 
 
 def base_hashes(base: LoadedBase) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stackllama.arguments import Arguments, build_parser, parse
+from stackllama.arguments import DATA_COMMANDS, Arguments, build_parser, parse
 from stackllama.errors import RecipeError, StackllamaError
 
 if TYPE_CHECKING:
@@ -147,6 +147,15 @@ def score(arguments: Arguments) -> None:
     say_next("chat", folder)
 
 
+def data(arguments: Arguments) -> None:
+    """`data fetch`, `data stats`, `data show`, `data export`."""
+    from stackllama import data_commands
+
+    following = data_commands.COMMANDS[arguments.command.removeprefix("data ")](arguments.options)
+    if following:
+        say_next(*following)
+
+
 def doctor(_: Arguments) -> None:
     """`doctor`: what this machine has and lacks."""
     from stackllama.doctor import examine
@@ -195,6 +204,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "report": report,
     "chat": chat,
     "score": score,
+    **{f"data {name}": data for name in DATA_COMMANDS},
     "doctor": doctor,
     "recipe show": recipe_show,
     "recipe reference": recipe_reference,

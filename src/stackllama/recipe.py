@@ -109,7 +109,8 @@ class Data(Section):
 
     source: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         min_length=1,
-        description="Dumps: Posts.xml files, folders of tables or .7z archives, relative to the working directory; or "
+        description="Dumps: Posts.xml files, folders of tables or .7z archives, relative to the working directory; "
+        "preference data of other tools: .parquet and .jsonl files, folders of them, or `hub:OWNER/NAME`; or "
         "`embedded` (the synthetic community); or `embedded-text` (plain text of its world, for pretraining).",
     )
     questions: int = Field(4000, ge=10, le=10_000_000, description="Questions to generate (source `embedded` only).")

@@ -31,6 +31,7 @@ from stackllama.assembly import (
     ppo_settings,
     precision,
     prepare_machine,
+    prompt_frame,
     prompt_trees,
     resampling,
     sft_trees,
@@ -97,18 +98,21 @@ def run_data(recipe: Recipe, run: Run) -> None:
 
 def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Counts:
     """Build the store; the embedded community is written as a dump first."""
-    paths, site = [Path(source) for source in recipe.data.source], None
+    paths: list[str | Path] = [*recipe.data.source]
+    site = None
     fractions = recipe.data.splits.model_dump()
     if recipe.data.source == (EMBEDDED,):
-        paths, site = [folder / "dump"], synthetic.SITE
+        dump, site = folder / "dump", synthetic.SITE
+        paths = [dump]
         synthetic.write_dump(
-            paths[0], questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=fractions
+            dump, questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=fractions
         )
     settings = build.Settings(
         fractions=fractions,
         rules=pair_rules(recipe),
         clustering=clustering(recipe),
         allow_truncated=recipe.data.allow_truncated,
+        frame=prompt_frame(recipe),
     )
     machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
     sources = build.sources(paths, site)
