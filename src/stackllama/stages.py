@@ -41,7 +41,7 @@ from stackllama.assembly import (
     training_texts,
     weight_type,
 )
-from stackllama.data import build, store, synthetic
+from stackllama.data import baselines, build, store, synthetic
 from stackllama.data.gathering import Tell
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
@@ -121,6 +121,7 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")
+    print("\n".join(baselines.table(counts["baselines"])))
     return counts
 
 

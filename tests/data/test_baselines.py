@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from stackllama.data import baselines
-from stackllama.data.baselines import add, alternatives, ladder, tally
-from stackllama.data.pairing import choose, to_columns
+from stackllama.data.baselines import STATED, add, alternatives, ladder, table, tally
+from stackllama.data.pairing import Pairs, choose, to_columns
 from stackllama.data.posts import Answer, Attribution, Pair, Question
 from stackllama.data.preferences import PairRules, earlier_wins, longer_wins
 
@@ -24,7 +24,7 @@ def asked(number: int, *answers: tuple[int, int, int]) -> Question:
 # Question 1: the longer and earlier answer wins. Question 2: of three pairs the longer wins 2, the earlier 0 (one was
 # posted at the same time: one half). Question 3 has no pair.
 QUESTIONS = [asked(1, (9, 50, 1), (0, 20, 2)), asked(2, (0, 10, 1), (3, 30, 2), (9, 20, 2)), asked(3, (1, 5, 1))]
-EVERY = np.ones(3, bool)
+NONE = Pairs(*[np.zeros(0, np.int64)] * 4)
 
 
 def test_the_ladder_ends_at_the_rules() -> None:
@@ -40,7 +40,7 @@ def test_the_ladder_ends_at_the_rules() -> None:
 
 
 def test_sums_are_means_over_questions_of_means_over_pairs() -> None:
-    (row, *_) = add([tally(to_columns(QUESTIONS), PairRules(), 3, EVERY)])
+    (row, *_) = add([tally(to_columns(QUESTIONS), NONE, PairRules(), 3)])
     assert (row["rules"], row["questions"], row["pairs"]) == ("the original rules", 2, 4)
     # longer: (1 + 2/3) / 2, deviation 1/6; earlier: (1 + (0 + 0 + 1/2) / 3) / 2, deviation 5/12
     assert row["longer_wins"] == pytest.approx(5 / 6)
@@ -52,7 +52,7 @@ def test_sums_are_means_over_questions_of_means_over_pairs() -> None:
 def test_they_are_the_baselines_of_the_exam() -> None:
     answers = to_columns(QUESTIONS)
     pairs, _ = choose(answers, PairRules())
-    (row, *_) = add([tally(answers, PairRules(), 3, EVERY)])
+    (row, *_) = add([tally(answers, NONE, PairRules(), 3)])
     for name, rule in (("longer_wins", longer_wins), ("earlier_wins", earlier_wins)):
         by_question: dict[int, list[float]] = {}
         for number, question in enumerate(QUESTIONS):
@@ -63,8 +63,8 @@ def test_they_are_the_baselines_of_the_exam() -> None:
 
 
 def test_buckets_add_up() -> None:
-    whole = add([tally(to_columns(QUESTIONS), PairRules(), 3, EVERY)])
-    parts = [tally(to_columns([question]), PairRules(), 3, np.ones(1, bool)) for question in QUESTIONS]
+    whole = add([tally(to_columns(QUESTIONS), NONE, PairRules(), 3)])
+    parts = [tally(to_columns([question]), NONE, PairRules(), 3) for question in QUESTIONS]
     for row, other in zip(whole, add(parts), strict=True):
         assert row == pytest.approx(other)
 
@@ -72,11 +72,26 @@ def test_buckets_add_up() -> None:
 def test_the_sample_is_a_share_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "SAMPLE", 500)
     questions = [asked(number, (9, 50, 1), (0, 20, 2)) for number in range(1, 2001)]
-    (row, *_) = add([tally(to_columns(questions), PairRules(), 2000, np.ones(2000, bool))])
+    (row, *_) = add([tally(to_columns(questions), NONE, PairRules(), 2000)])
     assert 420 < row["questions"] < 580  # 2000 with a chance of 1/4: 500, deviation 19
 
 
 def test_nothing_left_to_compare_has_no_mean() -> None:
-    rows = add([tally(to_columns(QUESTIONS), PairRules(min_votes=100), 3, EVERY)])
+    rows = add([tally(to_columns(QUESTIONS), NONE, PairRules(min_votes=100), 3)])
     (row,) = (row for row in rows if row["rules"] == "min_votes: 100")
     assert (row["questions"], row["longer_wins"], row["earlier_error"]) == (0, None, None)
+
+
+def test_stated_pairs_are_measured_as_they_are() -> None:
+    # Question 1 came with the pair that the shorter and later answer won.
+    stated = Pairs(*(np.array([number]) for number in (0, 1, 0, 1)))
+    rows = {row["rules"]: row for row in add([tally(to_columns(QUESTIONS), stated, PairRules(), 3)])}
+    assert (rows[STATED]["questions"], rows[STATED]["longer_wins"], rows[STATED]["earlier_wins"]) == (1, 0, 0)
+    assert rows["the original rules"]["questions"] == 1
+    assert list(add([tally(to_columns(QUESTIONS[:1]), stated, PairRules(), 1)])) == [rows[STATED]]
+
+
+def test_the_table_for_a_terminal() -> None:
+    lines = list(table(add([tally(to_columns(QUESTIONS), NONE, PairRules(min_votes=100), 3)])))
+    assert lines[1].split() == ["the", "original", "rules", "2", "4", "0.833±0.118", "0.583±0.295"]
+    assert lines[2].split() == ["min_votes:", "100", "0", "0", "-", "-"]

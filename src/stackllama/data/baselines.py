@@ -8,7 +8,7 @@ Legend: Q questions, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from math import sqrt
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllama.data.pairing import Answers, choose
+from stackllama.data.pairing import Answers, Pairs, choose
 from stackllama.data.preferences import PairRules
 from stackllama.data.shuffle import hashed
 
 SAMPLE = 5000
 """Questions that are looked at, about: a standard error of 0.7 points."""
+
+STATED = "the pairs that the data came with"
 
 _CHOICES = (
     "time",
@@ -72,13 +74,20 @@ def alternatives(rules: PairRules) -> dict[str, PairRules]:
     return found
 
 
-def tally(answers: Answers, rules: PairRules, questions: int, asked_Q: NDArray[np.bool_]) -> dict[str, Sums]:
-    """The sums over the sampled ones of some questions under the rules and what could be chosen instead, by name.
+def tally(answers: Answers, stated: Pairs, rules: PairRules, questions: int) -> dict[str, Sums]:
+    """The sums over a sample of questions under the rules and what could be chosen instead, by name.
 
-    `questions` is how many there are in all buckets; only questions `asked_Q` are looked at.
+    `questions` is how many there are in all buckets. Questions with `stated` pairs came with them: no rule is asked.
     """
-    chosen_Q = asked_Q & (_points(answers) < SAMPLE / max(1, questions))
-    return {name: _sums(answers, other, chosen_Q) for name, other in (ladder(rules) | alternatives(rules)).items()}
+    chosen_Q = _points(answers) < SAMPLE / max(1, questions)
+    found = {}
+    if len(stated):
+        found[STATED] = _sums(answers, stated.some(chosen_Q[stated.question_P]))
+    asked_Q = chosen_Q & ~np.isin(np.arange(len(chosen_Q)), stated.question_P)
+    if asked_Q.any():
+        for name, other in (ladder(rules) | alternatives(rules)).items():
+            found[name] = _sums(answers, choose(answers, other, asked_Q)[0])
+    return found
 
 
 def add(tallies: Iterable[Mapping[str, Sums]]) -> list[Row]:
@@ -92,6 +101,19 @@ def add(tallies: Iterable[Mapping[str, Sums]]) -> list[Row]:
     return [_row(name, sums) for name, sums in totals.items()]
 
 
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of a table of `rows`, for a terminal."""
+    wide = max((len(row["rules"]) for row in rows), default=0)
+    yield f"{'pairs under':<{wide}}  {'questions':>9}  {'pairs':>7}  {'longer wins':>11}  {'earlier wins':>12}"
+    for row in rows:
+        means = (
+            f"{row[f'{what}_wins']:.3f}±{row[f'{what}_error']:.3f}" if row["questions"] else "-"
+            for what in ("longer", "earlier")
+        )
+        longer, earlier = means
+        yield f"{row['rules']:<{wide}}  {row['questions']:>9,}  {row['pairs']:>7,}  {longer:>11}  {earlier:>12}"
+
+
 def _points(answers: Answers) -> NDArray[np.float64]:
     """A hash of each question, from 0 to 1."""
     point_Q = np.empty(len(answers.keys))
@@ -103,8 +125,7 @@ def _points(answers: Answers) -> NDArray[np.float64]:
     return point_Q
 
 
-def _sums(answers: Answers, rules: PairRules, chosen_Q: NDArray[np.bool_]) -> Sums:
-    pairs, _ = choose(answers, rules, chosen_Q)
+def _sums(answers: Answers, pairs: Pairs) -> Sums:
     better_P, worse_P = (answers.starts[pairs.question_P] + side for side in (pairs.better_P, pairs.worse_P))
     lead_P = answers.length_A[better_P] - answers.length_A[worse_P]
     # ISO moments of one form sort like the times they stand for.

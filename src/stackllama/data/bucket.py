@@ -115,12 +115,11 @@ def _paired(
     rules = bucketing.rules
     answers = to_answers(joined, None if rules.time == "off" else read_joined(bucketing.work, VOTES, bucket))
     stated = stated_pairs(joined)
-    asked_Q = pc.is_null(joined.questions["pairs"]).to_numpy()
-    chosen, reasons = choose(answers, rules, asked_Q)
+    chosen, reasons = choose(answers, rules, pc.is_null(joined.questions["pairs"]).to_numpy())
     counts.update(reasons)
     counts[KEPT] += len(stated)
     pairs = merged(chosen, stated)
-    sums = tally(answers, rules, bucketing.questions, asked_Q)
+    sums = tally(answers, stated, rules, bucketing.questions)
     return pairs, weigh(answers, pairs, rules.weight), sums
 
 

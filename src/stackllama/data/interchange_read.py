@@ -56,8 +56,11 @@ def is_records(where: str) -> bool:
     path = Path(where)
     if where.startswith(HUB) or path.suffix in SUFFIXES:
         return True
-    has_posts = path.is_dir() and any(item.name.lower() == "posts.xml" for item in path.iterdir())
-    return path.is_dir() and not has_posts and any(item.suffix in SUFFIXES for item in path.rglob("*"))
+    try:
+        has_posts = path.is_dir() and any(item.name.lower() == "posts.xml" for item in path.iterdir())
+        return path.is_dir() and not has_posts and any(item.suffix in SUFFIXES for item in path.rglob("*"))
+    except OSError:  # a name too long, a folder that may not be read: whoever opens it as a dump says so
+        return False
 
 
 def digest(where: str) -> str:
