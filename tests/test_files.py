@@ -108,3 +108,7 @@ def test_digests_know_names_and_contents_but_not_the_order_of_keys(tmp_path: Pat
     assert len(set(digests.values())) == 3
     assert digest_json({"a": 1, "b": 2}) == digest_json(json.loads('{"b": 2, "a": 1}'))
     assert digest_json([1, 2]) != digest_json([2, 1])
+
+
+def test_names_that_are_no_utf8_have_a_digest_too() -> None:
+    assert len({digest_json("caf\udce9"), digest_json("caf?"), digest_json("café")}) == 3

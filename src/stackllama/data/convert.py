@@ -134,10 +134,7 @@ def _keys_table(piece: Piece, found: list[Any]) -> pa.Table:
 def _convert_records(conversion: Conversion, records: interchange_read.Piece, path: Path) -> Converted:
     reasons: Dropped = Counter()
     posts = to_rows(interchange_read.read_piece(records, reasons, frame=conversion.frame))
-    bucket_N = np.zeros(posts.num_rows, np.int32)
-    site_N = posts["site"].to_numpy(zero_copy_only=False)
-    for site in set(site_N):
-        bucket_N[site_N == site] = bucket_of(site, posts["question"].to_numpy()[site_N == site], conversion.buckets)
+    bucket_N = bucket_of(posts["site"], posts["question"].to_numpy(), conversion.buckets)
     write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
     _sign(conversion, posts, path)
     questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
