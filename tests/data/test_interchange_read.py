@@ -315,13 +315,13 @@ def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
 def test_lines_that_swell_when_they_are_read_cost_little(tmp_path: Path) -> None:
-    swelling = b'{"prompt": [' + b"[]," * 1_500_000 + b"[]]}\n"  # 4.5 MB, and 100 MB as lists
+    swelling = b'{"prompt": [' + b"[]," * 600_000 + b"[]]}\n"  # 1.8 MB, and 40 MB as lists
     (tmp_path / "x.jsonl").write_bytes(swelling * 4 + line(1) + b'{"prompt": "' + b"x" * 40_000_000 + b'"}\n')
     with measuring(60) as cost:
         (one,), dropped = read(tmp_path / "x.jsonl")
     assert one.text == "p1"
     assert dropped == {"row: prompt is not text": 4, "row: its line has over 8000000 bytes": 1}
-    assert cost.megabytes < 250  # over 400, were four of them held at a time
+    assert cost.megabytes < 110  # over 160, were four of them held at a time
 
 
 def bomb(path: Path, text: str, *, rows: int, group: int) -> Path:
@@ -334,9 +334,8 @@ def bomb(path: Path, text: str, *, rows: int, group: int) -> Path:
 
 
 def test_parquet_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
-    claims = parquet(
-        tmp_path / "a.parquet", [{"prompt": "x" * 50_000_000, "chosen": "c", "rejected": "r"}], compression="zstd"
-    )
+    row = {"prompt": "x" * 50_000_000, "chosen": "c", "rejected": "r"}
+    claims = parquet(tmp_path / "a.parquet", [row], compression="zstd")
     with pytest.raises(DataError, match=r"claims [0-9]{8,} bytes in [0-9]{4,5} packed ones; .* a decompression bomb"):
         pieces(claims)
     repeats = bomb(tmp_path / "b.parquet", "x" * 900_000, rows=20_000, group=20_000)
