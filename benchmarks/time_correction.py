@@ -4,7 +4,7 @@
 
 Prints, for each way and over all dumps together, how often the earlier and the longer answer of a pair is the better
 one: the mean over questions of the mean over their pairs, with its standard error. One half is no bias. The last line
-is one JSON object. docs/decisions/0015-time-correction.md says what was concluded.
+is one JSON object. docs/decisions/0014-time-correction.md says what was concluded.
 
 Ways: all votes; votes from the later answer's day on, and 1, 2, ... days after it; votes in windows of equal length
 after each answer's own day; without dates: answers posted within a few days of each other, votes for each day that an
