@@ -93,6 +93,7 @@ def build(
     build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
     RunError where the disk refuses.
     """
+    folder, ledger = folder.absolute(), ledger.absolute()  # workers may stand elsewhere
     work = folder / "work"
     open_ledger(ledger)  # one that cannot be used is told before hours of work
     past = digest_file(ledger) if ledger.exists() else None
