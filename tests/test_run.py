@@ -143,6 +143,7 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     assert untouching == {
         "name",
         "folder",
+        "data.address",
         "compute.threads",
         "compute.engine",
         "compute.checkpoint_steps",
