@@ -4,8 +4,6 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.clusters import Clustering
-from stackllama.data.gathering import Tell
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
@@ -35,14 +32,9 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def silent(title: str, unit: str) -> Iterator[Tell]:
-    yield lambda done, total: None
-
-
 def built(folder: Path, *dumps: Path, settings: Settings = SETTINGS, machine: Machine = ALONE) -> build.Counts:
     dumped, ledger = build.sources(dumps, SITE), folder / "ledger.parquet"
-    return build.build(dumped, folder, settings, machine, ledger=ledger, fingerprint=0, show=silent)
+    return build.build(dumped, folder, settings, machine, ledger=ledger, fingerprint=0)
 
 
 def questions(folder: Path) -> list[Question]:

@@ -16,7 +16,6 @@ from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
 from stackllama.data.splits import EVAL, SPLITS
 from tests.data.dumps import shared_dumps, table
-from tests.data.test_build import silent
 
 DAYS = ("2016-08-10", "2016-09-15", "2017-01-01", "2017-06-01", "9999")
 SETTINGS = Settings(
@@ -49,7 +48,7 @@ def built(snapshots: list[Path]) -> list[dict[str, list[Question]]]:
     for snapshot in snapshots:
         out = snapshot / "out"
         sources = build.sources([snapshot], "ai.stackexchange.com")
-        counts = build.build(sources, out, SETTINGS, Machine(), ledger=ledger, fingerprint=0, show=silent)
+        counts = build.build(sources, out, SETTINGS, Machine(), ledger=ledger, fingerprint=0)
         parts = store.read_manifest(out).parts
         found.append({s: store.read_questions(out, s) for s in SPLITS if f"questions/{s}" in parts})
         lost = counts["dropped"].get("question: its cluster belongs to another split", 0)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,12 @@ from stackllama.files import digest_file
 Counts = dict[str, Any]
 Show = Callable[[str, str], AbstractContextManager[Tell]]
 """Opens a progress display of a title and a unit."""
+
+
+@contextmanager
+def silent(_title: str, _unit: str) -> Iterator[Tell]:
+    """Shows nothing."""
+    yield lambda _done, _total: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def build(
     *,
     ledger: Path,
     fingerprint: object,
-    show: Show,
+    show: Show = silent,
 ) -> Counts:
     """Build the store in `folder` out of the sources, and give the counts.
 

@@ -58,8 +58,8 @@ def open_workers(engine: str, count: int) -> Iterator[Over]:
 
 
 def work_on(work: Callable[[Item], Result], item: Item) -> Result:
-    """What a worker does with an item, without the collector of reference cycles: an item makes hundreds of thousands of
-    records and next to no cycles, and looking through them again and again was measured to take a fifth of the time.
+    """What a worker does with an item, without the collector of reference cycles: an item makes hundreds of thousands
+    of records and next to no cycles, and looking through them again and again was measured to take a fifth of the time.
     """
     collected = gc.isenabled()
     gc.disable()
