@@ -17,6 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ground": (
         "errors",
         "files",
+        "terminal",
         "environment",
         "recipe",
         "recipe_load",
