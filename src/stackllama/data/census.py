@@ -78,7 +78,11 @@ from compared
 """  # noqa: S608 - made of our own words
 _ANSWERS = f"""
 with one as (select unnest(answers) as answer from read_parquet($files)),
-told as (select answer.* replace (coalesce(answer.length, length(answer.text)) as length) from one)
+told as (
+    select answer.votes as votes, answer.text as text, coalesce(answer.length, length(answer.text)) as length,
+        answer.date as date, answer.attribution as attribution
+    from one
+)
 select {_TEXTS} from told
 """  # noqa: S608 - made of our own words
 _GAPS = """
