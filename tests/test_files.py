@@ -16,6 +16,7 @@ from stackllama.files import (
     digest_folder,
     digest_json,
     read_json,
+    readable_size,
 )
 
 
@@ -92,6 +93,24 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path: Path)
     (tmp_path / ".ab.tmp-1x").write_text("of another file")
     atomic_write_text(tmp_path / "a", "whole")
     assert names(tmp_path) == sorted([f".a.tmp-{os.getppid()}", ".ab.tmp-1x", "a"])
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (3_337_659, "3.34 MB"),
+        (99_960_000, "100 MB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (20_612_000_000, "20.6 GB"),
+        (5e15, "5000 TB"),
+    ],
+)
+def test_sizes_for_reading(size: float, shown: str) -> None:
+    assert readable_size(size) == shown
 
 
 def test_a_folder_that_refuses_is_named(tmp_path: Path) -> None:

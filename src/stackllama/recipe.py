@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 EMBEDDED = "embedded"
 EMBEDDED_TEXT = "embedded-text"
+PUBLIC_DUMP = "https://archive.org/download/stackexchange"
 SIZE = re.compile(r"\d+(\.\d+)?[mMbB]")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -112,6 +113,12 @@ class Data(Section):
         description="Dumps: Posts.xml files, folders of tables or .7z archives, relative to the working directory; "
         "preference data of other tools: .parquet and .jsonl files, folders of them, or `hub:OWNER/NAME`; or "
         "`embedded` (the synthetic community); or `embedded-text` (plain text of its world, for pretraining).",
+    )
+    address: str = Field(
+        PUBLIC_DUMP,
+        min_length=1,
+        description="Folder on the web from which `stackllama data fetch` downloads archives; nothing else looks at "
+        "it. The default is the Internet Archive's item of the public dump.",
     )
     questions: int = Field(4000, ge=10, le=10_000_000, description="Questions to generate (source `embedded` only).")
     documents: int = Field(20_000, ge=10, description="Documents to generate (source `embedded-text` only).")

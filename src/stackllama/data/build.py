@@ -26,6 +26,7 @@ from stackllama.data.bucket import Bucketing, Finished, finish
 from stackllama.data.clusters import Clustering, check_clusters, write_clusters
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
+from stackllama.data.keys import join_keys
 from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
 from stackllama.data.pairing import BY_ALL, BY_DATED, CROWDED, no_pairs
 from stackllama.data.pieces import Source
@@ -92,6 +93,7 @@ def build(
     build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
     RunError where the disk refuses.
     """
+    folder, ledger = folder.absolute(), ledger.absolute()  # workers may stand elsewhere
     work = folder / "work"
     open_ledger(ledger)  # one that cannot be used is told before hours of work
     past = digest_file(ledger) if ledger.exists() else None
@@ -106,19 +108,30 @@ def build(
                 allow_truncated=settings.allow_truncated,
                 frame=settings.frame,
                 near_copies=settings.clustering.near_copies,
-                threads=machine.workers,
                 tell=tell,
             )
-        sites = {source.number: source.site for source in dumps}
-        clusters = write_clusters(
-            work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
-        )
+        with show("data: joining", "steps") as tell:
+            clusters = _join(gathered, work, settings, machine, tell, ledger)
         with show("data: writing", "buckets") as tell:
             finished = _finish(gathered, folder, settings, over, tell, ledger)
     counts = _commit(folder, gathered, finished, settings)
     save_ledger(ledger, sorted(work.glob("bucket-*.ledger")), folder=work)
     shutil.rmtree(work)
     return counts | {"clusters": clusters}
+
+
+def _join(
+    gathered: Gathered, work: Path, settings: Settings, machine: Machine, tell: Tell, ledger: Path
+) -> dict[str, int]:
+    """What goes over a whole dump and not bucket by bucket: names, dated votes, doubles, clusters. Gives counts."""
+    join_keys(work, threads=machine.workers)
+    tell(1, 2)
+    sites = {source.number: source.site for source in gathered.sources}
+    counts = write_clusters(
+        work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
+    )
+    tell(2, 2)
+    return counts
 
 
 def _finish(

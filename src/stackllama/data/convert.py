@@ -11,9 +11,11 @@ or on a cluster, and a build that was stopped keeps those that are done.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,8 @@ def convert(conversion: Conversion, piece: Piece) -> Converted:
     """
     path = conversion.folder / piece.name
     try:
-        converted = _convert(conversion, piece, path)
+        with _uncollected():
+            converted = _convert(conversion, piece, path)
         atomic_write_json(path.with_suffix(".json"), asdict(converted))
     except DumpError as error:
         error.args = (f"{piece.source.path}: {error}",)
@@ -97,6 +100,20 @@ def convert(conversion: Conversion, piece: Piece) -> Converted:
         raise_if_full(error, path)
         raise
     return converted
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of reference cycles. A piece makes hundreds of thousands of records and no cycle; looking
+    through them again and again was measured to take a fifth of the time.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_converted(folder: Path, name: str) -> Converted | None:

@@ -1,4 +1,4 @@
-"""Dumps to posts in buckets: cut into pieces, converted in parallel, joined by id. What is done is kept."""
+"""Dumps to posts in buckets: cut into pieces, converted in parallel. What is done is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from stackllama.data.archive import TABLES, open_tables
 from stackllama.data.convert import Conversion, Converted, convert, read_converted
 from stackllama.data.interchange_rows import Frame
-from stackllama.data.keys import join_keys
 from stackllama.data.pieces import RECORDS, Piece, Source, cut, cut_records, piece_size
 from stackllama.data.shuffle import bucket_count
 from stackllama.data.workers import Over
@@ -30,7 +29,7 @@ LAYOUT = 1
 
 @dataclass(slots=True)
 class Gathered:
-    """Posts in buckets, joined by id. `posts` has the files of the pieces of Posts and the number of each one's source.
+    """Posts in buckets. `posts` has the files of the pieces of Posts and the number of each one's source.
 
     `rows` and `users` count rows of Posts and Users, `questions` the rows that are questions, `dropped` those left out
     by reason; `truncated` has, by dump and table, the byte after the last complete row of what breaks off.
@@ -54,10 +53,9 @@ def gather(
     allow_truncated: bool,
     frame: Frame = ("", ""),
     near_copies: bool = False,
-    threads: int,
     tell: Tell,
 ) -> Gathered:
-    """Convert the sources into `folder`, piece by piece, and join what joins by id; what is done is left alone.
+    """Convert the sources into `folder`, piece by piece; what is done is left alone.
 
     `tell` is told the bytes of the tables, decompressed. Raises DumpError where a dump cannot be used,
     TruncatedDumpError for one that is cut off (unless that is allowed), RunError where the disk is full.
@@ -86,7 +84,6 @@ def gather(
             )
     gathered.posts.sort()
     gathered.dropped = Counter(dict(sorted(gathered.dropped.items())))
-    join_keys(folder, threads=threads)
     return gathered
 
 
