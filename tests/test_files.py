@@ -12,6 +12,7 @@ from stackllama.files import (
     atomic_folder,
     atomic_write_json,
     atomic_write_text,
+    check_writable,
     digest_folder,
     digest_json,
     read_json,
@@ -134,3 +135,13 @@ def test_digests_know_names_and_contents_but_not_the_order_of_keys(tmp_path: Pat
     assert len(set(digests.values())) == 3
     assert digest_json({"a": 1, "b": 2}) == digest_json(json.loads('{"b": 2, "a": 1}'))
     assert digest_json([1, 2]) != digest_json([2, 1])
+
+
+def test_where_no_file_can_be_written_is_told_and_the_disk_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "file", "choose")
+    check_writable(tmp_path / "new" / "deep" / "file", "choose")
+    for wrong in (tmp_path, tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(RunError, match=r"cannot be written: .*; choose"):
+            check_writable(wrong, "choose")
+    assert names(tmp_path) == ["file"]

@@ -60,7 +60,8 @@ def check_writable(path: Path, otherwise: str) -> None:
     Errors: RunError where it cannot be; its last words are `otherwise`.
     """
     try:
-        path.is_file()  # of a name too long, too, the system says so
+        if path.is_dir():  # of a name too long, too, the system says so
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         there = next(parent for parent in path.absolute().parents if parent.exists())
         probe = there / f".{path.name}{_TEMPORARY}{os.getpid()}"
         probe.touch()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from stackllama.errors import RunError
-from stackllama.train.metrics import JsonlLog, progress, read_log
+from stackllama.train.metrics import JsonlLog, progress, read_log, telling
 
 
 class Clock:
@@ -198,3 +198,13 @@ def test_nothing_in_all_does_not_divide_by_zero() -> None:
     with progress("sft", 0, "rows", stream=stream, clock=Clock()) as show:
         Console(file=io.StringIO(), width=80).print(show)
     assert stream.getvalue() == "sft:  0/0 rows  0:00\n"
+
+
+def test_work_that_says_itself_how_much_there_is() -> None:
+    stream = io.StringIO()
+    with telling("reading", "rows", stream=stream) as tell:
+        tell(0, 200)
+        tell(50, 200)
+        tell(200, 200)
+    assert stream.getvalue().splitlines()[0].startswith("reading:  0/1 rows")
+    assert stream.getvalue().splitlines()[-1].startswith("reading:  200/200 rows")

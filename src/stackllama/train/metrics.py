@@ -163,6 +163,18 @@ def progress(
 
 
 @contextmanager
+def telling(title: str, unit: str, *, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """`progress` for work that says itself what is done and the total."""
+    with progress(title, 1, unit, stream=stream) as show:
+
+        def tell(done: int, total: int) -> None:
+            show.total = total
+            show.advance(done - show.done)
+
+        yield tell
+
+
+@contextmanager
 def _plain_lines(show: Progress, stream: TextIO, clock: Callable[[], float]) -> Iterator[None]:
     last = clock()
     shown = ""
