@@ -11,7 +11,7 @@ turn in processes of their own, imports not counted, each bound to one core; the
 on one core: parse (a pass over the rows that does nothing else), convert (the rest of what a piece takes), join, write.
 
 Memory is the most that all processes of a build hold together, sampled 20 times a second, on two cores, for 150 MB and
-for 3 GB of input (`--quick`: 50 MB and 1 GB). The last line is one JSON object: `one_core` and `two_cores`, our MB/s
+for 3 GB of input (`--quick`: 150 MB and 1 GB). The last line is one JSON object: `one_core` and `two_cores`, our MB/s
 over the other side's (medians over pairs of runs), and `memory_growth`, the larger build's memory over the smaller's,
 minus 1.
 """
@@ -75,10 +75,10 @@ def theirs(path: Path) -> dict[str, float]:
 
 def ours(path: Path, processes: int) -> dict[str, float]:
     """The whole data stage over a file, by step, with the recipe's defaults."""
-    from stackllama.assembly import pair_rules
     from stackllama.data import build
     from stackllama.data.dump import rows
     from stackllama.data.gathering import Tell
+    from stackllama.data_settings import build_settings
     from stackllama.recipe_load import load_recipe
 
     seconds: dict[str, float] = {}
@@ -89,7 +89,7 @@ def ours(path: Path, processes: int) -> dict[str, float]:
         yield lambda *_: None
         seconds[title.removeprefix("data: ")] = time.perf_counter() - start
 
-    settings = build.Settings(FRACTIONS, pair_rules(load_recipe("smollm2-beer")))
+    settings = build_settings(load_recipe("smollm2-beer", {"data.source": str(path)}))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         start = time.perf_counter()
         sources = build.sources([path], "example.com")
@@ -198,10 +198,10 @@ def main() -> int:
         sites = options.sites or _embedded(folder)
         numbers: dict[str, Any] = {}
         if options.quick:
-            numbers |= speeds(sites, folder, min(3, options.pairs), (10 * MB, 80 * MB))
-            numbers |= memory(sites, folder, (50 * MB, 1000 * MB))
+            numbers |= speeds(sites, folder, min(3, options.pairs), (10 * MB, 150 * MB))
+            numbers |= memory(sites, folder, (150 * MB, 1000 * MB))
         else:
-            numbers |= speeds(sites, folder, options.pairs, (30 * MB, 150 * MB))
+            numbers |= speeds(sites, folder, options.pairs, (30 * MB, 600 * MB))
             numbers |= memory(sites, folder, (150 * MB, 3000 * MB))
     print(json.dumps(numbers))
     return 0
