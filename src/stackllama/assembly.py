@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 
 from stackllama.data import interchange_read, store
 from stackllama.data.archive import digest_dump
+from stackllama.data.cleaning import OFF, Cleaning
 from stackllama.data.clusters import Clustering
 from stackllama.data.interchange import frame
 from stackllama.data.posts import Question
@@ -289,6 +290,12 @@ def clustering(recipe: Recipe) -> Clustering:
 def pair_rules(recipe: Recipe) -> PairRules:
     """What makes two answers a pair."""
     return PairRules(max_pairs=recipe.data.max_pairs, **recipe.data.preferences.model_dump())
+
+
+def cleaning(recipe: Recipe) -> Cleaning:
+    """What is taken out of posts. The embedded community is in one language."""
+    asked = Cleaning(**recipe.data.cleaning.model_dump())
+    return replace(asked, language=OFF) if recipe.data.source == (EMBEDDED,) else asked
 
 
 def ppo_settings(recipe: Recipe) -> PPOSettings:

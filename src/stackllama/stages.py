@@ -22,6 +22,7 @@ from stackllama.assembly import (
     base_hashes,
     check_enough,
     check_fits,
+    cleaning,
     clustering,
     kl_controller,
     load_roles,
@@ -41,7 +42,7 @@ from stackllama.assembly import (
     training_texts,
     weight_type,
 )
-from stackllama.data import baselines, build, store, synthetic
+from stackllama.data import baselines, build, language, store, synthetic
 from stackllama.data.gathering import Tell
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
@@ -111,6 +112,7 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
         fractions=fractions,
         rules=pair_rules(recipe),
         clustering=clustering(recipe),
+        cleaning=cleaning(recipe),
         allow_truncated=recipe.data.allow_truncated,
         frame=prompt_frame(recipe),
     )
@@ -121,6 +123,8 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")
+    for name, found in counts["languages"].items():
+        print(f"{name}: {language.told(found)}")
     print("\n".join(baselines.table(counts["baselines"])))
     return counts
 
