@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from stackllama.assembly import FINAL, FROZEN, SFT, Assembled, check_fits, load_roles, load_trunk, source_hashes
+from stackllama.assembly import (
+    FINAL,
+    FROZEN,
+    SFT,
+    Assembled,
+    check_fits,
+    cleaning,
+    load_roles,
+    load_trunk,
+    source_hashes,
+)
+from stackllama.data.cleaning import Cleaning
 from stackllama.errors import DumpError, ModelError, RunError
 from stackllama.files import digest_folder
 from stackllama.model.folder import LoadedBase, save_model
@@ -159,3 +170,10 @@ def test_an_answer_that_is_cut_off_needs_room_for_its_eos() -> None:
     check_fits(given, LoadedBase(assembled.trunk.model, assembled.tokenizer, "a model", 64))  # 40 + 23 + 1
     with pytest.raises(ModelError, match=r"max_new_tokens \+ 1 is 64, but a model has a context of 63"):
         check_fits(given, LoadedBase(assembled.trunk.model, assembled.tokenizer, "a model", 63))
+
+
+def test_posts_are_cleaned_as_the_recipe_says_and_the_embedded_community_has_one_language(recipe: Recipe) -> None:
+    assert cleaning(recipe) == Cleaning("break", "mask", "mask", "drop", "off")
+    given = {"source": "a.7z", "cleaning": {"control_tokens": "drop", "link_only": "keep", "language": "drop"}}
+    other = Recipe.model_validate({"name": "x", "data": given})
+    assert cleaning(other) == Cleaning("drop", "mask", "mask", "keep", "drop")

@@ -118,6 +118,7 @@ HOSTILE = [
     "<|",
     "<|a",
     "</s",
+    "eyJaaaaaaaaaa-",
     "eyJaaaaaaaaaa.eyJaaaaaaaaaa-",
     "http://a:bcd@",
     "-----BEGIN PRIVATE KEY-----\n" + "A1b2" * 16 + "\n",

@@ -59,6 +59,7 @@ def test_a_text_with_something_of_its_own(text: str) -> None:
         ("plain words", "plain words"),
         ("use `x = 1` here", "use here"),
         ("a\n\n```python\ncode `` here\n```\n\nb", "a b"),
+        ("`one` and `two`", "and"),
         ("a `` b ` c `` d", "a d"),  # two runs of two; the single one inside is code
         ("a ` b", "a ` b"),  # a run without an end is text
         ("see [the words](https://x.org/y_(z)) there", "see the words there"),

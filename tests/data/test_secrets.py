@@ -113,6 +113,8 @@ def test_masked_texts_stay_as_they_are(name: str, before: str, secret: str, afte
         "api_key = 'your-api-key-goes-here-1234'",
         "APItoken = 'randomstringoflettersandnumbersyoucopiedfromthewebsite'",
         "secret_key = 'aaaaaaaaaaaaaaaaaaaaaaaaaaaa', private_key = '0123456789abcdef0123456789abcdef'",
+        "secret_key = 'django-insecure-2019-01-21-v3', api_secret: 'CONFIGURED_IN_2019_01_21'",
+        "sk_" + "live_" + drawn("", 24, string.ascii_lowercase),
         "publicKeyToken=b77a5c561934e089, __RequestVerificationToken",
         "AuthToken: CancellationTokenSource1234567890",
         "?referrer_access_token=eAPRpCk-XWOowPey97ATOdRgN0jAjWel9jnR3ZoTv0",

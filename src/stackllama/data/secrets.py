@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 PLACEHOLDER = "REDACTED"
 Test = Callable[[re.Match[str], str], bool]
@@ -41,9 +41,9 @@ class _Rule:
 
 
 def _is_varied(_: re.Match[str], value: str) -> bool:
-    """Neither a stand-in nor a pattern: at least 2.5 bits of entropy a character, and two kinds of characters."""
+    """Not a stand-in, with two kinds of characters and at least 2.5 bits of entropy a character."""
     kinds = sum(any(map(kind, value)) for kind in (str.islower, str.isupper, str.isdigit))
-    return kinds > 1 and _entropy(value) >= 2.5 and not _STAND_IN.search(value) and not _is_a_row(value)
+    return kinds > 1 and _entropy(value) >= 2.5 and not _STAND_IN.search(value)
 
 
 def _is_random(match: re.Match[str], value: str) -> bool:
@@ -268,11 +268,6 @@ def _entropy(text: str) -> float:
     """Bits a character, by how often each occurs in the text."""
     counts, size = Counter(text).values(), len(text)
     return -sum(count / size * math.log2(count / size) for count in counts)
-
-
-def _is_a_row(text: str) -> bool:
-    """Whether half of its characters follow the one before in the alphabet, as in 0123456789abcdef."""
-    return 2 * sum(ord(b) - ord(a) == 1 for a, b in pairwise(text)) > len(text)
 
 
 RULES: tuple[tuple[str, Mask], ...] = (
