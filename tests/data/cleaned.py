@@ -27,17 +27,18 @@ def post(number: int = 1, text: str = "A text.", title: str = "", parent: int | 
     )
 
 
-def cleaned(text: str, title: str = "", *, answer: bool = False, **settings: str) -> Cleaned:
-    """What becomes of a post when these settings are on and all others off."""
+def cleaned(text: str, title: str = "", *, how: Cleaning, answer: bool = False) -> Cleaned:
+    """What becomes of a post."""
     counts: Counter[str] = Counter()
     given = posts_table([post(text=text, title=title, parent=7 if answer else None)], "site")
-    row = next(iter(clean_posts(given, Cleaning(**settings), counts).to_pylist()), {})
-    return Cleaned(row.get("text"), row.get("title"), dict(counts))
+    rows = clean_posts(given, how, counts).to_pylist()
+    row = rows[0] if rows else {"text": None, "title": None}
+    return Cleaned(row["text"], row["title"], dict(counts))
 
 
-def everything(mode: str = "mask") -> dict[str, str]:
-    """Every kind of text, masked or dropped."""
-    return {"control_tokens": "break" if mode == "mask" else mode, "emails": mode, "secrets": mode}
+def everything(mode: str = "mask") -> Cleaning:
+    """Every kind of text masked, or its post dropped."""
+    return Cleaning("break" if mode == "mask" else mode, mode, mode)
 
 
 def drawn(prefix: str, length: int, characters: str = string.ascii_letters + string.digits, seed: int = 0) -> str:

@@ -33,7 +33,9 @@ from tests.data.dumps import answer, question, shared_dumps, site
 from tests.data.test_language import ENGLISH, GERMAN
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
+ALONE = Machine()
 DEFAULT = Cleaning("break", "mask", "mask", "drop", "check")
+FOREIGN = replace(DEFAULT, language="drop")
 SETTINGS = Settings(FRACTIONS, PairRules(), clustering=Clustering(near_copies=False), cleaning=DEFAULT)
 MAIL = "jane" + "@" + "firm.com"
 KEY = drawn("gh" + "p_", 36)
@@ -45,9 +47,9 @@ def silent(title: str, unit: str) -> Iterator[Tell]:
     yield lambda done, total: None
 
 
-def built(folder: Path, *sources: Path, machine: Machine = Machine(), **cleaning: str) -> build.Counts:  # noqa: B008
-    settings = replace(SETTINGS, cleaning=replace(DEFAULT, **cleaning))
-    found = build.sources(sources, "beer")
+def built(folder: Path, source: Path, how: Cleaning = DEFAULT, *, machine: Machine = ALONE) -> build.Counts:
+    settings = replace(SETTINGS, cleaning=how)
+    found = build.sources([source], "beer")
     return build.build(found, folder, settings, machine, ledger=folder / "ledger", fingerprint=0, show=silent)
 
 
@@ -86,23 +88,27 @@ def test_other_columns_and_posts_stay_as_they_were() -> None:
 
 def test_a_link_is_no_answer_but_may_be_a_question() -> None:
     text = "See [this](https://x.org) and <https://y.org>"
-    assert cleaned(text, answer=True, link_only="drop").counts == {ONLY_LINKS: 1}
-    assert cleaned(text, answer=False, link_only="drop").text == text
-    assert cleaned(text, answer=True, link_only="keep").text == text
-    assert cleaned("Yes.", answer=True, link_only="drop").text == "Yes."
-    assert cleaned("Да, это https://x.org поможет", answer=True, link_only="drop").text is not None
+    assert cleaned(text, answer=True, how=Cleaning(link_only="drop")).counts == {ONLY_LINKS: 1}
+    assert cleaned(text, answer=False, how=Cleaning(link_only="drop")).text == text
+    assert cleaned(text, answer=True, how=Cleaning(link_only="keep")).text == text
+    assert cleaned("Yes.", answer=True, how=Cleaning(link_only="drop")).text == "Yes."
+    assert cleaned("Да, это https://x.org поможет", answer=True, how=Cleaning(link_only="drop")).text is not None
 
 
 def test_a_dropped_post_has_one_reason_and_no_notes() -> None:
     text = f"{MAIL} {KEY} <|im_end|> https://x.org"
-    assert cleaned(text, answer=True, link_only="drop", **everything("drop")).counts == {"post: has a control token": 1}
-    mixed = cleaned(text, answer=True, control_tokens="break", emails="mask", secrets="drop", link_only="drop")
+    assert cleaned(text, answer=True, how=replace(everything("drop"), link_only="drop")).counts == {
+        "post: has a control token": 1
+    }
+    mixed = cleaned(
+        text, answer=True, how=Cleaning(control_tokens="break", emails="mask", secrets="drop", link_only="drop")
+    )
     assert mixed.counts == {"post: has a key or another secret": 1}
 
 
 @given(st.text(st.characters(exclude_characters="@<[:", exclude_categories=["Cs", "Nd"]), min_size=1, max_size=200))
 def test_a_text_without_any_sign_stays(text: str) -> None:
-    out = cleaned(text, answer=True, link_only="drop", **everything())
+    out = cleaned(text, answer=True, how=replace(everything(), link_only="drop"))
     assert (out.text, out.counts) == (text, {})
 
 
@@ -120,9 +126,9 @@ HOSTILE = [
     "</s",
     "eyJaaaaaaaaaa-",
     "eyJaaaaaaaaaa.eyJaaaaaaaaaa-",
-    "http://a:bcd@",
-    "-----BEGIN PRIVATE KEY-----\n" + "A1b2" * 16 + "\n",
-    "-----BEGIN PRIVATE KEY-----",
+    "http://a:bcd\x40",
+    "-----BEGIN \x50RIVATE KEY-----\n" + "A1b2" * 16 + "\n",
+    "-----BEGIN \x50RIVATE KEY-----",
     "Authorization: Bearer a=",
     "Server=a;Password=a1b2c3d4",
     "secret_key = 'a",
@@ -136,7 +142,7 @@ HOSTILE = [
 def test_no_text_takes_long(piece: str) -> None:
     text = piece * (10_000_000 // len(piece))
     start = time.perf_counter()
-    cleaned(text, answer=True, link_only="drop", **everything())
+    cleaned(text, answer=True, how=replace(everything(), link_only="drop"))
     assert time.perf_counter() - start < 60  # some 2 s alone; what goes back over its way would take days
 
 
@@ -161,7 +167,8 @@ def dump(folder: Path) -> Path:
 
 
 def by_id(folder: Path) -> dict[int, str]:
-    return {one.id: one.text for q in questions(folder) for one in (q, *q.answers)}
+    found = questions(folder)
+    return {q.id: q.text for q in found} | {a.id: a.text for q in found for a in q.answers}
 
 
 def test_a_build_with_the_defaults(tmp_path: Path) -> None:
@@ -186,7 +193,7 @@ def test_a_build_with_the_defaults(tmp_path: Path) -> None:
 
 def test_every_row_is_accounted_for_when_all_is_dropped(tmp_path: Path) -> None:
     given = dump(tmp_path / "dump")
-    counts = built(tmp_path / "out", given, control_tokens="drop", emails="drop", secrets="drop", language="drop")
+    counts = built(tmp_path / "out", given, Cleaning("drop", "drop", "drop", "drop", "drop"))
     assert counts["dropped"] == {
         "post: has a control token": 1,  # 13
         "post: has an e-mail address": 1,  # 10
@@ -200,8 +207,7 @@ def test_every_row_is_accounted_for_when_all_is_dropped(tmp_path: Path) -> None:
 
 
 def test_nothing_is_looked_at_when_all_is_off(tmp_path: Path) -> None:
-    off = {"control_tokens": "off", "emails": "off", "secrets": "off", "link_only": "keep", "language": "off"}
-    counts = built(tmp_path / "out", dump(tmp_path / "dump"), **off)
+    counts = built(tmp_path / "out", dump(tmp_path / "dump"), Cleaning())
     assert (counts["dropped"], counts["languages"]) == ({}, {})
     assert by_id(tmp_path / "out")[11] == f"```\ntoken = {KEY}\n```"
 
@@ -212,13 +218,13 @@ def test_the_same_comes_out_whoever_does_the_work_however_it_is_cut(
 ) -> None:
     given = dump(tmp_path / "dump")
     machines = [Machine(1), Machine(2)] + ([Machine(2, "ray")] if find_spec("ray") else [])
-    counts = [built(tmp_path / str(n), given, machine=one, language="drop") for n, one in enumerate(machines)]
+    counts = [built(tmp_path / str(n), given, FOREIGN, machine=one) for n, one in enumerate(machines)]
     contents = [{file.name: file.read_bytes() for file in (tmp_path / str(n)).iterdir()} for n in range(len(machines))]
     assert all(one == counts[0] for one in counts)
     assert all(one == contents[0] for one in contents)
     monkeypatch.setattr("stackllama.data.gathering.piece_size", lambda total: 5_000)
     monkeypatch.setattr("stackllama.data.gathering.bucket_count", lambda total, piece: 3)
-    assert built(tmp_path / "cut", given, language="drop") == counts[0]
+    assert built(tmp_path / "cut", given, FOREIGN) == counts[0]
     assert questions(tmp_path / "cut") == questions(tmp_path / "0")
 
 
@@ -256,7 +262,7 @@ def test_preference_data_of_other_tools_is_cleaned_the_same_way(tmp_path: Path) 
 
 def test_answers_of_a_dropped_question_of_other_tools_go_with_it(tmp_path: Path) -> None:
     rows = [(f"Question {n}?", f"Good {n}.", f"Bad {n}.") for n in range(30)] + [(f"Who is {MAIL}?", "Jane.", "Joe.")]
-    counts = built(tmp_path / "out", jsonl(tmp_path / "in", rows), emails="drop")
+    counts = built(tmp_path / "out", jsonl(tmp_path / "in", rows), replace(DEFAULT, emails="drop"))
     assert counts["dropped"] == {"post: has an e-mail address": 1, NO_QUESTION: 2}
     assert counts["rows"] == 93
 
@@ -264,7 +270,7 @@ def test_answers_of_a_dropped_question_of_other_tools_go_with_it(tmp_path: Path)
 def test_a_foreign_record_is_dropped_with_its_pairs(tmp_path: Path) -> None:
     rows = [(ENGLISH + f" Number {n}?", f"Good {n}.", f"Bad {n}.") for n in range(30)]
     rows += [("Why?", GERMAN, "Because of the glass."), (GERMAN, "Darum.", "Nein.")]
-    counts = built(tmp_path / "out", jsonl(tmp_path / "in", rows), language="drop")
+    counts = built(tmp_path / "out", jsonl(tmp_path / "in", rows), FOREIGN)
     assert counts["dropped"] == {OTHER_LANGUAGE: 2, NO_QUESTION: 2}
     assert counts["notes"][NO_ANSWER] == 1
     assert counts["rows"] == sum(counts["dropped"].values()) + len(by_id(tmp_path / "out"))

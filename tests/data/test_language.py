@@ -90,7 +90,7 @@ def test_no_questions_are_no_error(tmp_path: Path) -> None:
 
 def test_languages_of_a_tenth_of_the_questions_are_a_sites_own() -> None:
     report = {"language": "ru", "share": 0.6, "questions": 100, "shares": {"ru": 0.6, "en": 0.31, "uk": 0.09}}
-    unclear = {"language": None, "share": None, "questions": 0, "shares": {}}
+    unclear: language.Report = {"language": None, "share": None, "questions": 0, "shares": {}}
     assert own_languages({"a": report, "b": unclear}) == {"a": {"ru", "en"}, "b": frozenset()}
 
 

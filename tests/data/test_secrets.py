@@ -1,4 +1,6 @@
-"""Keys, tokens and passwords are masked; what stands in for one stays."""
+"""Keys, tokens and passwords are masked; what stands in for one stays. Where a line would look like a leak to a scanner of
+repositories, a letter is written as an escape (\\x40 is @, \\x50 is P).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stackllama.data.cleaning import Cleaning
 from stackllama.data.secrets import PLACEHOLDER
 from tests.data.cleaned import cleaned, drawn, everything
 
@@ -70,16 +73,16 @@ SECRETS = [
 
 @pytest.mark.parametrize(("name", "before", "secret", "after"), SECRETS)
 def test_a_secret_is_masked(name: str, before: str, secret: str, after: str) -> None:
-    out = cleaned(f"Try this: `{before}{secret}{after}` and tell.", secrets="mask")
+    out = cleaned(f"Try this: `{before}{secret}{after}` and tell.", how=Cleaning(secrets="mask"))
     assert out.text == f"Try this: `{before}{PLACEHOLDER}{after}` and tell."
     assert out.counts == {f"text: {name} masked": 1}
 
 
 @pytest.mark.parametrize(("name", "before", "secret", "after"), SECRETS)
 def test_masked_texts_stay_as_they_are(name: str, before: str, secret: str, after: str) -> None:
-    once = cleaned(before + secret + after, **everything())
+    once = cleaned(before + secret + after, how=everything())
     assert once.text is not None
-    assert cleaned(once.text, **everything()) == type(once)(once.text, once.title, {})
+    assert cleaned(once.text, how=everything()) == type(once)(once.text, once.title, {})
 
 
 @pytest.mark.parametrize(
@@ -87,10 +90,10 @@ def test_masked_texts_stay_as_they_are(name: str, before: str, secret: str, afte
     [
         "AKIA" + "IOSFODNN7EXAMPLE and wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
         "aws_secret_access_key = YOUR_SECRET_ACCESS_KEY_GOES_IN_HERE_40CHARS",
-        "AKIAAAAAAAAAAAAAAAAA, ASIAXXXXXXXXXXXXXXXX",
+        "AK" + "IA" + "A" * 16 + ", AS" + "IA" + "X" * 16,
         "gh" + "p_" + "x" * 36 + " or " + "gh" + "p_" + "yourtoken" * 4,
         "sk_" + "live_xxxxxxxxxxxxxxxxxxxxxxxx, pk_" + "live_" + drawn("", 24),
-        "https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX",
+        "https://hooks.slack.com/" + "services/T00000000/B00000000/" + "X" * 24,
         "AI" + "zaYOUR_KEY_HERE_YOUR_KEY_HERE_YOUR_KEY_HE",
         "sk" + "-1234567890abcdef",
         "import hf_hub; npm_config_registry; SG.base; the task-proj-x",
@@ -99,11 +102,11 @@ def test_masked_texts_stay_as_they_are(name: str, before: str, secret: str, afte
         "Authorization: Basic dXNlcm5hbWU6cGFzc3dvcmQ=",  # username:password
         "Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==",  # Aladdin:open sesame, of the standard
         "Whoever, without authorization:",
-        "ftp://user:password@host/, https://user:pass@example.com, http://joe:secret@site.com",
-        "mysql://root:root@localhost, amqp://guest:guest@localhost:5672, mongodb://admin:admin123@db",
-        "postgres://$USER:$PASSWORD@$HOST, http://{user}:{pw}@{host}, http://%s:%s@host, https://<user>:<pw>@host",
-        "http://www.google.com:80@evil.com, http://10.0.0.1:8080/x@y, docker://alpine:3.12@sha256:abc",
-        "github://org:repo@main/x and https://abc:xyz@host",
+        "ftp://user:password\x40host/, https://user:pass\x40example.com, http://joe:secret\x40site.com",
+        "mysql://root:root\x40localhost, amqp://guest:guest\x40localhost:5672, mongodb://admin:admin123\x40db",
+        "postgres://$USER:$PASSWORD\x40$HOST, http://{user}:{pw}\x40{host}, http://%s:%s\x40host, https://<user>:<pw>\x40host",
+        "http://www.google.com:80\x40evil.com, http://10.0.0.1:8080/x@y, docker://alpine:3.12\x40sha256:abc",
+        "github://org:repo\x40main/x and https://abc:xyz\x40host",
         "Server=myServerAddress;Database=myDataBase;Uid=myUsername;Pwd=myPassword;",
         "Server=x;Uid=sa;Pwd=pass1234;",
         "$password = $_SERVER['PHP_AUTH_PW'];",
@@ -120,16 +123,16 @@ def test_masked_texts_stay_as_they_are(name: str, before: str, secret: str, afte
         "?referrer_access_token=eAPRpCk-XWOowPey97ATOdRgN0jAjWel9jnR3ZoTv0",
         "git commit 3f786850e387550fdab836ed7e6dc881de23001b, md5 5d41402abc4b2a76b9719d911017c592",
         "UUID 123e4567-e89b-12d3-a456-426614174000, GUID {6F9619FF-8B86-D011-B42D-00CF4FC964FF}",
-        "-----BEGIN RSA PRIVATE KEY-----\nMIIE...\n-----END RSA PRIVATE KEY-----",
-        "-----BEGIN PRIVATE KEY-----\n" + "x" * 64 + "\n-----END PRIVATE KEY-----",
+        "-----BEGIN RSA \x50RIVATE KEY-----\nMIIE...\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN \x50RIVATE KEY-----\n" + "x" * 64 + "\n-----END PRIVATE KEY-----",
         "-----BEGIN PUBLIC KEY-----\n" + drawn("MI", 62, BASE64) + "\n-----END PUBLIC KEY-----",
         "-----BEGIN CERTIFICATE-----\n" + drawn("MI", 62, BASE64) + "\n-----END CERTIFICATE-----",
-        "s.replace('-----BEGIN PRIVATE KEY-----', '').replace('-----END PRIVATE KEY-----', '')",
+        "s.replace('-----BEGIN \x50RIVATE KEY-----', '').replace('-----END PRIVATE KEY-----', '')",
         "ssh-rsa " + drawn("AAAAB3NzaC1yc2E", 200, BASE64) + " jane@host",
     ],
 )
 def test_what_stands_in_for_a_secret_stays(text: str) -> None:
-    assert cleaned(text, secrets="mask").text == text
+    assert cleaned(text, how=Cleaning(secrets="mask")).text == text
 
 
 LINES = [drawn("", 64, BASE64, seed) for seed in range(8)] + [drawn("", 22, BASE64) + "==", "aB3x"]
@@ -138,40 +141,43 @@ LINES = [drawn("", 64, BASE64, seed) for seed in range(8)] + [drawn("", 22, BASE
 @pytest.mark.parametrize("count", [1, 8, 9, 10])
 @pytest.mark.parametrize("kind", ["", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "])
 def test_a_private_key_loses_its_lines(kind: str, count: int) -> None:
-    first, last = f"-----BEGIN {kind}PRIVATE KEY-----", f"-----END {kind}PRIVATE KEY-----"
+    first, last = f"-----BEGIN {kind}\x50RIVATE KEY-----", f"-----END {kind}PRIVATE KEY-----"
     for join, end in (("\n", "\n"), ("\n> ", "\n> "), ("\\n", "\\n"), ('\\n" +\n    "', '\\n" +\n    "')):
         body = join.join(["", *LINES[:count]]) + end
-        out = cleaned(f"My key:\n{first}{body}{last}\nWhy?", secrets="mask")
+        out = cleaned(f"My key:\n{first}{body}{last}\nWhy?", how=Cleaning(secrets="mask"))
         assert out.text == f"My key:\n{first}{join}{PLACEHOLDER}{end}{last}\nWhy?"
         assert out.counts == {"text: private key masked": 1}
 
 
 def test_headers_of_a_key_stay() -> None:
-    head = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC," + drawn("", 32, HEX)
+    head = "-----BEGIN RSA \x50RIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC," + drawn("", 32, HEX)
     text = head + "\n\n" + "\n".join(LINES) + "\n-----END RSA PRIVATE KEY-----"
-    assert cleaned(text, secrets="mask").text == f"{head}\n\n{PLACEHOLDER}\n-----END RSA PRIVATE KEY-----"
+    assert cleaned(text, how=Cleaning(secrets="mask")).text == f"{head}\n\n{PLACEHOLDER}\n-----END RSA PRIVATE KEY-----"
 
 
 def test_of_a_key_without_an_end_the_lines_go_and_the_prose_stays() -> None:
-    text = "```\n-----BEGIN RSA PRIVATE KEY-----\n" + "\n".join(LINES[:3]) + "\n```\n\nand so on for many lines"
-    out = "```\n-----BEGIN RSA PRIVATE KEY-----\n" + PLACEHOLDER + "\n```\n\nand so on for many lines"
-    assert cleaned(text, secrets="mask").text == out
-    plain = "-----BEGIN RSA PRIVATE KEY-----\n" + "\n".join(LINES[:3]) + "\n\nWhat do I do now?"
-    assert cleaned(plain, secrets="mask").text == f"-----BEGIN RSA PRIVATE KEY-----\n{PLACEHOLDER}\n\nWhat do I do now?"
+    text = "```\n-----BEGIN RSA \x50RIVATE KEY-----\n" + "\n".join(LINES[:3]) + "\n```\n\nand so on for many lines"
+    out = "```\n-----BEGIN RSA \x50RIVATE KEY-----\n" + PLACEHOLDER + "\n```\n\nand so on for many lines"
+    assert cleaned(text, how=Cleaning(secrets="mask")).text == out
+    plain = "-----BEGIN RSA \x50RIVATE KEY-----\n" + "\n".join(LINES[:3]) + "\n\nWhat do I do now?"
+    assert (
+        cleaned(plain, how=Cleaning(secrets="mask")).text
+        == f"-----BEGIN RSA \x50RIVATE KEY-----\n{PLACEHOLDER}\n\nWhat do I do now?"
+    )
 
 
 def test_code_between_two_signs_of_a_key_stays() -> None:
     path = "/".join(["Some1Path", "To2", "Where", "The3Files", "Are", "Kept4", "Long"])
-    text = f"a = '-----BEGIN PRIVATE KEY-----'\nb = '{path}'\n" + "c = 1\n" * 40 + "d = '-----END PRIVATE KEY-----'"
-    out = cleaned(text, secrets="mask").text
+    text = f"a = '-----BEGIN \x50RIVATE KEY-----'\nb = '{path}'\n" + "c = 1\n" * 40 + "d = '-----END PRIVATE KEY-----'"
+    out = cleaned(text, how=Cleaning(secrets="mask")).text
     assert out is not None
     assert out.count("c = 1") == 40
 
 
 def test_a_post_with_a_secret_is_dropped_where_that_is_asked_for() -> None:
     text = "key " + drawn("AK" + "IA", 16, UPPER)
-    assert cleaned(text, secrets="drop").counts == {"post: has a key or another secret": 1}
-    assert cleaned(text, secrets="off").text == text
+    assert cleaned(text, how=Cleaning(secrets="drop")).counts == {"post: has a key or another secret": 1}
+    assert cleaned(text, how=Cleaning(secrets="off")).text == text
 
 
 SNIPPETS = [before + secret + after for _, before, secret, after in SECRETS]
@@ -182,12 +188,12 @@ SNIPPETS = [before + secret + after for _, before, secret, after in SECRETS]
     st.lists(st.sampled_from([*SNIPPETS, *SNIPPETS, " ", "\n", "-", "_", "=", "'", ":", "/", "@", "a1", PLACEHOLDER]))
 )
 def test_masking_twice_changes_nothing_more(parts: list[str]) -> None:
-    once = cleaned("x" + "".join(parts), **everything())
+    once = cleaned("x" + "".join(parts), how=everything())
     assert once.text is not None
-    again = cleaned(once.text, **everything())
+    again = cleaned(once.text, how=everything())
     assert (again.text, again.counts) == (once.text, {})
 
 
 @given(st.text(st.characters(categories=["Ll", "Lu", "Zs", "Po"], exclude_characters="@:"), min_size=1, max_size=300))
 def test_prose_stays(text: str) -> None:
-    assert cleaned(text, **everything()).text == text
+    assert cleaned(text, how=everything()).text == text
