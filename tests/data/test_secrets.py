@@ -1,5 +1,6 @@
-"""Keys, tokens and passwords are masked; what stands in for one stays. Where a line would look like a leak to a scanner of
-repositories, a letter is written as an escape (\\x40 is @, \\x50 is P).
+"""Keys, tokens and passwords are masked; what stands in for one stays.
+
+Where a line would look like a leak to a scanner of repositories, a letter is an escape: x40 is @, x50 is P.
 """
 
 from __future__ import annotations
