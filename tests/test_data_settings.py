@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from stackllama.data.cleaning import Cleaning
 from stackllama.data.preferences import PairRules
 from stackllama.data_settings import build_settings
 from stackllama.recipe import Recipe
@@ -27,6 +28,12 @@ def test_a_recipe_s_settings_reach_the_build() -> None:
     assert settings.clustering.links == "all"
     assert settings.clustering.near_copies
     assert not build_settings(recipe(source="embedded")).clustering.near_copies
+
+
+def test_posts_are_cleaned_as_the_recipe_says_and_the_embedded_community_has_one_language() -> None:
+    assert build_settings(recipe(source="embedded")).cleaning == Cleaning("break", "mask", "mask", "drop", "off")
+    given = {"control_tokens": "drop", "link_only": "keep", "language": "drop"}
+    assert build_settings(recipe(cleaning=given)).cleaning == Cleaning("drop", "mask", "mask", "keep", "drop")
 
 
 def test_the_frame_is_what_the_template_puts_around_a_question() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stackllama.data.build import Settings
+from stackllama.data.cleaning import OFF, Cleaning
 from stackllama.data.clusters import Clustering
 from stackllama.data.interchange import frame
 from stackllama.data.preferences import PairRules
@@ -16,6 +19,7 @@ def build_settings(recipe: Recipe) -> Settings:
         fractions=recipe.data.splits.model_dump(),
         rules=_pair_rules(recipe),
         clustering=_clustering(recipe),
+        cleaning=_cleaning(recipe),
         allow_truncated=recipe.data.allow_truncated,
         frame=_prompt_frame(recipe),
     )
@@ -31,6 +35,12 @@ def _clustering(recipe: Recipe) -> Clustering:
     of a text ask different things.
     """
     return Clustering(recipe.data.near_copies and recipe.data.source != (EMBEDDED,), recipe.data.links)
+
+
+def _cleaning(recipe: Recipe) -> Cleaning:
+    """What is taken out of posts. The embedded community is in one language."""
+    asked = Cleaning(**recipe.data.cleaning.model_dump())
+    return replace(asked, language=OFF) if recipe.data.source == (EMBEDDED,) else asked
 
 
 def _prompt_frame(recipe: Recipe) -> tuple[str, str]:

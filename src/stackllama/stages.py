@@ -38,7 +38,7 @@ from stackllama.assembly import (
     training_texts,
     weight_type,
 )
-from stackllama.data import baselines, build, store, synthetic
+from stackllama.data import baselines, build, language, store, synthetic
 from stackllama.data_settings import build_settings
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
@@ -111,6 +111,8 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")
+    for name, found in counts["languages"].items():
+        print(f"{name}: {language.told(found)}")
     print("\n".join(baselines.table(counts["baselines"])))
     return counts
 

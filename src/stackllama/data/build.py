@@ -23,10 +23,12 @@ import numpy as np
 from stackllama.data import baselines, interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
+from stackllama.data.cleaning import DROP, Cleaning
 from stackllama.data.clusters import Clustering, check_clusters, write_clusters
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
 from stackllama.data.keys import join_keys
+from stackllama.data.language import own_languages
 from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
 from stackllama.data.pairing import BY_ALL, BY_DATED, CROWDED, no_pairs
 from stackllama.data.pieces import Source
@@ -56,6 +58,7 @@ class Settings:
     fractions: Mapping[str, float]
     rules: PairRules
     clustering: Clustering = field(default_factory=Clustering)
+    cleaning: Cleaning = field(default_factory=Cleaning)
     allow_truncated: bool = False
     frame: Frame = ("", "")
 
@@ -114,6 +117,7 @@ def build(
                 allow_truncated=settings.allow_truncated,
                 frame=settings.frame,
                 near_copies=settings.clustering.near_copies,
+                cleaning=settings.cleaning,
                 tell=tell,
             )
         with show("data: joining", "steps") as tell:
@@ -152,6 +156,7 @@ def _finish(
         settings.rules,
         gathered.questions,
         _deal_past(ledger, folder / "work", gathered.buckets),
+        own_languages(gathered.languages) if settings.cleaning.language == DROP else None,
     )
     found: dict[int, Finished] = {}
     for bucket, finished in over(range(gathered.buckets), partial(finish, bucketing)):
@@ -201,6 +206,7 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
         "pairs_dropped": dict(sorted(pairs.items())),
         "notes": dict(sorted(notes.items())),
         "truncated": gathered.truncated,
+        "languages": gathered.languages,
         "baselines": baselines.add(one.baselines for one in finished),
     }
 
