@@ -145,3 +145,7 @@ def test_where_no_file_can_be_written_is_told_and_the_disk_left_alone(tmp_path: 
         with pytest.raises(RunError, match=r"cannot be written: .*; choose"):
             check_writable(wrong, "choose")
     assert names(tmp_path) == ["file"]
+
+
+def test_names_that_are_no_utf8_have_a_digest_too() -> None:
+    assert len({digest_json("caf\udce9"), digest_json("caf?"), digest_json("café")}) == 3

@@ -22,6 +22,13 @@ class StackllamaError(Exception):
 
     exit_code: int = 2
 
+    def __str__(self) -> str:
+        """The message, fit for a terminal: what is quoted of hostile files has no control characters any more."""
+        return "".join(
+            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
+            for sign in super().__str__()
+        )
+
 
 class RecipeError(StackllamaError):
     """A recipe, or an override of one, cannot be used."""

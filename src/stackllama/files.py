@@ -97,7 +97,7 @@ def digest_folder(path: Path) -> str:
 def digest_json(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # names of files need not be UTF-8
 
 
 def readable_size(size: float) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import py7zr
@@ -13,6 +16,7 @@ from stackllama.data.dump import ByteStream
 from stackllama.data.reading import read_questions
 from stackllama.errors import DumpError
 from tests.data.dumps import answer, question, site, table
+from tests.data.mutations.seven import SOCKET, SYMLINK, WINDOWS_FOLDER, Contents, Member, written
 
 POSTS = table("Posts", [question(1), answer(2, 1)])
 USERS = table("Users", [{"Id": "7", "DisplayName": "Ada"}])
@@ -209,3 +213,120 @@ def test_two_sites_in_one_archive_are_refused(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.7z", {"x/Posts.xml": POSTS, "y/Posts.xml": POSTS})
     with pytest.raises(DumpError, match="more than once"), open_tables(path):
         pass
+
+
+def crafted(path: Path, contents: Contents) -> Path:
+    path.write_bytes(written(contents))
+    return path
+
+
+def within(seconds: float, work: Callable[[], object]) -> list[BaseException]:
+    """What `work` raises; it has to come to its end in time."""
+    raised: list[BaseException] = []
+
+    def tried() -> None:
+        try:
+            work()
+        except DumpError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=tried, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it waits for ever"
+    return raised
+
+
+def test_archives_of_our_own_writer_are_read_as_those_of_others(tmp_path: Path) -> None:
+    members = [Member("Users.xml", USERS), Member("Posts.xml", POSTS), Member("Tags.xml", b"")]
+    for method in ("copy", "lzma", "lzma2", "bzip2"):
+        for blocks in ([members], [[one] for one in members[:2]]):
+            path = crafted(tmp_path / "a.7z", Contents(blocks, method))
+            assert contents(path) == {"Users": USERS, "Posts": POSTS}
+
+
+def test_a_member_that_py7zr_passes_over_is_not_waited_for(tmp_path: Path) -> None:
+    members = [Member("Posts.xml", POSTS), Member("Users.xml", USERS, attributes=SOCKET)]
+    path = crafted(tmp_path / "a.7z", Contents([members]))
+    (raised,) = within(20, lambda: contents(path))
+    assert "Users.xml does not decompress (EOFError: the archive ends before it)" in str(raised)
+
+
+def test_a_member_of_two_kinds_is_told(tmp_path: Path) -> None:
+    member = Member("x", b"x", attributes=SYMLINK | WINDOWS_FOLDER)
+    with pytest.raises(DumpError, match=r"cannot be read as a \.7z archive"):
+        contents(crafted(tmp_path / "a.7z", Contents([[Member("Posts.xml", POSTS), member]])))
+
+
+def test_sizes_below_zero_cannot_make_up_for_a_bomb(tmp_path: Path) -> None:
+    members = [Member("a.xml", b"x", size=2**40), Member("Posts.xml", POSTS)]
+    with pytest.raises(DumpError, match=r"claims -[0-9]+ bytes for 'Posts.xml'"):
+        contents(crafted(tmp_path / "a.7z", Contents([members])))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_table_of_contents_is_refused_before_it_is_taken_in(tmp_path: Path, packed: bool) -> None:
+    members = [Member(f"{number:060}", b"") for number in range(3000)]
+    path = crafted(tmp_path / "a.7z", Contents([[Member("Posts.xml", POSTS), *members]], packed_table=packed))
+    with pytest.raises(DumpError, match=r"table of contents of [0-9]{6} bytes, and 262144 are allowed"):
+        contents(path)
+    usual = Contents([[Member("Posts.xml", POSTS), *members[:500]]], packed_table=packed)
+    assert contents(crafted(path, usual)) == {"Posts": POSTS}
+
+
+@pytest.mark.parametrize("method", ["zstd", "deflate", "ppmd", "unknown"])
+def test_methods_that_unpack_all_at_once_or_do_harm_are_refused(tmp_path: Path, method: str) -> None:
+    members = [Member("Posts.xml", POSTS)]
+    for packed in (Contents([members], method), Contents([members], table_method=method)):
+        with pytest.raises(DumpError, match=r"packed by the method [0-9a-f]+ of 7z, and those that are read are copy"):
+            contents(crafted(tmp_path / "a.7z", packed))
+
+
+def test_a_bomb_of_forty_megabytes_is_refused(tmp_path: Path) -> None:
+    path = crafted(tmp_path / "a.7z", Contents([[Member("Posts.xml", POSTS + bytes(40 << 20))]]))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DumpError, match="decompression bomb"):
+        contents(path)
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    folder = site(tmp_path / "beer", [question(1), answer(2, 1)])
+    os.mkfifo(folder / "Users.xml")
+    os.mkfifo(folder / "lone.xml")
+    for path, message in (
+        (folder, r"Users\.xml cannot be read: it is no file"),
+        (folder / "Posts.xml", r"Users\.xml cannot be read: it is no file"),
+        (folder / "lone.xml", "is neither a file nor a folder"),
+        (Path("/dev/zero"), "is neither a file nor a folder"),
+    ):
+        (raised,) = within(20, partial(contents, path))
+        assert re.search(message, str(raised))
+
+
+def test_a_link_that_leads_out_of_its_folder_is_not_followed(tmp_path: Path) -> None:
+    folder = site(tmp_path / "beer", [question(1), answer(2, 1)])
+    (tmp_path / "private.xml").write_bytes(USERS)
+    (folder / "Users.xml").symlink_to("../private.xml")
+    for path in (folder, folder / "Posts.xml"):
+        with pytest.raises(DumpError, match=r"Users\.xml is a link that leads out of .*, to .*/private\.xml; put"):
+            contents(path)
+    (tmp_path / "private.xml").rename(folder / "real.xml")
+    (folder / "Users.xml").unlink()
+    (folder / "Users.xml").symlink_to("real.xml")
+    assert contents(folder) == {"Posts": POSTS, "Users": USERS}
+    (tmp_path / "named.xml").symlink_to(folder / "Posts.xml")  # a link that is given by its own name is meant
+    assert contents(tmp_path / "named.xml") == {"Posts": POSTS}
+    pack(tmp_path / "private.7z", {"Users.xml": USERS})
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    pack(apart / "big-Posts.7z", {"Posts.xml": POSTS})
+    (apart / "big-Users.7z").symlink_to("../private.7z")
+    with pytest.raises(DumpError, match=r"big-Users\.7z is a link that leads out"):
+        contents(apart / "big-Posts.7z")
+
+
+def test_the_name_of_a_site_is_text_whatever_the_disk_says(tmp_path: Path) -> None:
+    folder = site(tmp_path / os.fsdecode(b"caf\xe9"), [question(1), answer(2, 1)])
+    for path in (folder, folder / "Posts.xml", pack(tmp_path / os.fsdecode(b"caf\xe9.7z"), {"Posts.xml": POSTS})):
+        with open_tables(path) as tables:
+            assert tables.site == "caf?"

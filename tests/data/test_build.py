@@ -4,6 +4,9 @@ built.
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.clusters import Clustering
+from stackllama.data.pairing import MOST_ANSWERS
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
@@ -170,3 +174,39 @@ def test_documents_are_shared_out_without_loss(tmp_path: Path) -> None:
     build.write_documents(tmp_path, world_documents(200, 0), fractions={"sft": 0.9, "eval": 0.1})
     numbers = [one.id for split in ("sft", "eval") for one in store.read_documents(tmp_path, split)]
     assert sorted(numbers) == list(range(1, 201))
+
+
+def test_an_empty_file_of_preference_data_has_no_question(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n\n")
+    with pytest.raises(DumpError, match=r"x\.jsonl has no question that can be used in 0 rows"):
+        built(tmp_path / "out", tmp_path / "x.jsonl")
+
+
+def test_a_folder_whose_name_is_no_utf8_is_built(tmp_path: Path) -> None:
+    folder = site(tmp_path / os.fsdecode(b"caf\xe9"), [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
+    dumped = build.sources([folder])
+    ledger = tmp_path / "ledger.parquet"
+    build.build(dumped, tmp_path / "out", SETTINGS, ALONE, ledger=ledger, fingerprint=0)
+    assert [one.site for one in questions(tmp_path / "out")] == ["caf?"]
+
+
+def test_a_question_of_very_many_answers_takes_seconds(tmp_path: Path) -> None:
+    answers = [answer(number, 1, Score=str(number % 50)) for number in range(2, 1300)]
+    started = time.process_time()
+    counts = built(tmp_path / "out", site(tmp_path / "in", [question(1), *answers]))
+    assert time.process_time() - started < 5
+    assert counts["notes"]["answer: beyond the most that are compared"] == 1298 - MOST_ANSWERS
+
+
+def test_every_row_may_come_from_a_site_of_its_own(tmp_path: Path) -> None:
+    rows = [
+        {"qid": 1, "question": "q", "response_j": "j", "response_k": "k", "metadata": [f"https://s{number}.test/q/1"]}
+        for number in range(12_000)
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = replace(SETTINGS, clustering=Clustering())
+    started = time.process_time()
+    counts = built(tmp_path / "out", tmp_path / "x.jsonl", settings=settings)
+    built(tmp_path / "out", tmp_path / "x.jsonl", settings=settings)  # now the ledger knows them
+    assert time.process_time() - started < 15  # 30 where all rows are looked through for each site
+    assert counts["rows"] == 36_000

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from stackllama.data.dump import rows
 from stackllama.errors import DumpError, TruncatedDumpError
 from tests.data.dumps import question, table
+from tests.data.mutations.watching import measuring
 
 FIVE = [question(number, Body=f"<p>a > b /> ä {'x' * number}</p>") for number in range(1, 6)]
 
@@ -135,3 +138,33 @@ def test_an_undeclared_entity_is_damage_and_not_silence() -> None:
 def test_an_attribute_without_bound_is_refused() -> None:
     with pytest.raises(DumpError):
         read(table("Posts", [question(1, Body="z" * 11_000_000)]))
+
+
+def test_a_row_of_very_many_attributes_is_refused_at_once() -> None:
+    row = question(3) | {f"a{number}": "" for number in range(300_000)}
+    started = time.process_time()
+    with pytest.raises(DumpError, match="a row of 300008 attributes, its row number 2, and 200 are allowed"):
+        read(table("Posts", [question(1), row]))
+    assert time.process_time() - started < 3  # minutes, were each looked for from the first one on
+
+
+def test_a_row_without_end_is_refused_however_it_is_filled() -> None:
+    content = table("Posts", FIVE)
+    for fill in (b"<!-- x -->", b"w", b'<y a="b">t</y>'):
+        long = content.replace(b" />\r\n  <row", b">" + fill * (6_000_000 // len(fill)) + b"</row>\r\n  <row", 1)
+        with pytest.raises(DumpError, match="no complete row in 4194304 bytes"):
+            read(long)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
+def test_elements_that_are_no_rows_take_no_memory() -> None:
+    long = table("Posts", FIVE).replace(b" />\r\n  <row", b">" + b"<x/>" * 500_000 + b"</row>\r\n  <row", 1)
+    with measuring(60) as cost:
+        assert [row["Id"] for row in read(long)] == ["1", "2", "3", "4", "5"]
+    assert cost.megabytes < 40  # 70 where a row keeps its children
+
+
+def test_a_long_name_of_an_encoding_is_told_in_short() -> None:
+    with pytest.raises(DumpError) as told:
+        read(table("Posts", FIVE).replace(b'"utf-8"', b'"' + b"x" * 5000 + b'"'))
+    assert len(str(told.value)) < 200

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stackllama.data import interchange_read
 from stackllama.data.interchange import SCHEMAS
 from stackllama.data.interchange_read import Piece, pieces, read, read_piece
 from stackllama.errors import DataError
+from tests.data.mutations.watching import measuring
 
 LINKS = ["https://s.test/q/1", "https://s.test", ""]
 
@@ -270,3 +272,78 @@ def test_offline_the_hubs_cache_is_read_and_a_missing_set_is_a_clear_error(tmp_p
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[:1] == ["['p1']"], done.stderr
     assert "hub:own/other cannot be had from the Hub" in done.stdout
+
+
+def test_pipes_long_names_and_links_that_lead_out_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (tmp_path / "private.jsonl").write_bytes(line(1))
+    (folder / "a.jsonl").symlink_to("../private.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl is a link that leads out of .*set, to .*/private\.jsonl; .*hub:"):
+        pieces(folder)
+    (tmp_path / "private.jsonl").rename(folder / "real.txt")
+    (folder / "a.jsonl").unlink()
+    (folder / "a.jsonl").symlink_to("real.txt")
+    assert len(read(folder)[0]) == len(read(folder / "a.jsonl")[0]) == 1
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        pieces(tmp_path / ("n" * 300 + ".jsonl"))
+    os.mkfifo(folder / "b.jsonl")
+    told: list[str] = []
+
+    def look() -> None:
+        for where in (folder, folder / "b.jsonl"):
+            try:
+                pieces(where)
+            except DataError as error:
+                told.append(str(error))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [("it is no file that can be opened" in one, "is not there" in one) for one in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    table = pa.table([["p"], ["c"], ["r"], ["p"]], names=["prompt", "chosen", "rejected", "prompt"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet has more than one column 'prompt'"):
+        pieces(tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
+def test_lines_that_swell_when_they_are_read_cost_little(tmp_path: Path) -> None:
+    swelling = b'{"prompt": [' + b"[]," * 1_500_000 + b"[]]}\n"  # 4.5 MB, and 100 MB as lists
+    (tmp_path / "x.jsonl").write_bytes(swelling * 4 + line(1) + b'{"prompt": "' + b"x" * 40_000_000 + b'"}\n')
+    with measuring(60) as cost:
+        (one,), dropped = read(tmp_path / "x.jsonl")
+    assert one.text == "p1"
+    assert dropped == {"row: prompt is not text": 4, "row: its line has over 8000000 bytes": 1}
+    assert cost.megabytes < 250  # over 400, were four of them held at a time
+
+
+def bomb(path: Path, text: str, *, rows: int, group: int) -> Path:
+    """The same text in every row; it is stored once in each row group."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    names = pa.array([str(number) for number in range(rows)])
+    table = pa.table({"prompt": names, "chosen": texts, "rejected": names})
+    pq.write_table(table, path, compression="zstd", store_schema=False, row_group_size=group)
+    return path
+
+
+def test_parquet_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
+    claims = parquet(
+        tmp_path / "a.parquet", [{"prompt": "x" * 50_000_000, "chosen": "c", "rejected": "r"}], compression="zstd"
+    )
+    with pytest.raises(DataError, match=r"claims [0-9]{8,} bytes in [0-9]{4,5} packed ones; .* a decompression bomb"):
+        pieces(claims)
+    repeats = bomb(tmp_path / "b.parquet", "x" * 900_000, rows=20_000, group=20_000)
+    with pytest.raises(DataError, match=r"has over [0-9]{8} bytes of text in [0-9]{6,7} stored ones; .* bomb"):
+        read(repeats)
+
+
+def test_a_text_in_many_rows_is_no_bomb(tmp_path: Path) -> None:
+    found, dropped = read(bomb(tmp_path / "a.parquet", "x" * 2000, rows=3000, group=500))
+    assert (len(found), dropped) == (3000, {})

@@ -251,3 +251,14 @@ def test_no_row_breaks_the_reader(rows: list[dict[str, Any]]) -> None:
             assert one.answers
             assert all(answer.text and -1 <= answer.votes < 2**63 for answer in one.answers)
             assert all(two.gap >= 1 and two.better != two.worse for two in one.pairs)
+
+
+def test_html_that_becomes_far_more_as_markdown_is_dropped() -> None:
+    quoted = "<p>a</p>" + "<blockquote>" * 30 + "a\n" * 50_000
+    rows = [preferences(scored(1, quoted), scored(2, "<p>b</p>")), preferences(scored(3, "<p>b</p>"), question=quoted)]
+    (one,), dropped = take("preferences", rows)
+    assert [answer.text for answer in one.answers] == ["b"]
+    assert dropped == {
+        "answer: text has over 300000 characters, or far more as Markdown": 1,
+        "row: question has over 300000 characters, or far more as Markdown": 1,
+    }

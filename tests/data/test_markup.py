@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from html import escape, unescape
 
 import py7zr
@@ -229,3 +230,28 @@ def block_with(code: str, markdown: str) -> bool:
         if "\n".join(inside) == code:
             return True
     return False
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<" * 300_000,
+        "<!-- " * 60_000,
+        "<a href='" * 30_000,
+        "<img " + "a" * 300_000 + ">",
+        "<a " + "-" * 300_000 + ">x</a>",
+        "<ol " + "start " * 50_000 + "><li>x",
+        "<table><tr>" + "<td>a" * 25_000 + "<tr><td>b" * 15_000 + "</table>",
+    ],
+    ids=lambda html: html[:12],
+)
+def test_long_bodies_take_time_and_room_in_proportion(html: str) -> None:
+    started = time.process_time()
+    assert len(to_markdown(html)) <= 2 * len(html)
+    plain_length(html)
+    assert time.process_time() - started < 3  # minutes, were it quadratic
+
+
+def test_a_table_of_rows_of_different_lengths_stays_a_table() -> None:
+    html = "<table><tr><td>a<td>b<td>c" + "<tr><td>d" * 20 + "</table>"
+    assert to_markdown(html).startswith("| a | b | c |\n| --- | --- | --- |\n| d |  |  |\n")

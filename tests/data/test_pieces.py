@@ -116,8 +116,9 @@ def test_a_table_without_rows_is_one_piece_and_an_endless_row_is_refused(
     assert read(only) == []
     monkeypatch.setattr(pieces, "LONGEST", 5000)
     path.write_bytes(b"<posts>" + b"x" * 3_000_000)
-    with pytest.raises(DumpError, match="no row in 5000 bytes after byte 100"):
+    with pytest.raises(DumpError, match=r"Posts\.xml has no row in 5000 bytes after byte 100") as told:
         cut_file(path, 100)
+    assert str(told.value).startswith(str(path))
     with pytest.raises(DumpError, match="no row in 5000 bytes after byte 100"):
         list(pieces._cut_stream(io.BytesIO(path.read_bytes()), "Posts", 100))
 

@@ -166,3 +166,14 @@ def test_a_row_is_judged_on_its_own() -> None:
     assert not isinstance(post, str)
     assert post == parse_post(dict(reversed(question(5).items())))
     assert parse_user({"Id": "3", "DisplayName": " a\tb "}) == (3, "a b")
+
+
+def test_texts_that_no_community_allows_are_dropped_and_not_held() -> None:
+    quoted = "<blockquote>" * 30 + "a\n" * 50_000
+    for body in ("x" * 300_001, quoted):
+        reason = "post: Body has over 300000 characters, or far more as Markdown"
+        assert parse_post(question(5, Body=body)) == reason
+    assert not isinstance(parse_post(question(5, Body="x" * 300_000)), str)
+    for name in ("Title", "Tags", "OwnerDisplayName", "ContentLicense"):
+        assert parse_post(question(5, **{name: "|a" * 1001})) == "post: over 2000 signs in a field"
+    assert parse_user({"Id": "3", "DisplayName": "x" * 2001}) == "user: over 2000 signs in a name"

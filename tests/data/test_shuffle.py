@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,13 @@ def test_how_many_buckets() -> None:
     assert bucket_count(1000, 1 << 20) == 1
     assert bucket_count(3 << 30, 1 << 24) == 96
     assert bucket_count(100 << 30, 100 << 20) == 512
+
+
+def test_each_post_may_name_its_own_site() -> None:
+    sites, ids = [f"s{number % 3000}" for number in range(50_000)], np.arange(50_000)
+    started = time.process_time()
+    found = bucket_of(pa.chunked_array([sites]), ids, 7)
+    assert time.process_time() - started < 2  # minutes, were all posts looked through for each site
+    for site in ("s0", "s7", "s2999"):
+        mine = np.array(sites) == site
+        assert (found[mine] == bucket_of(site, ids[mine], 7)).all()

@@ -6,21 +6,28 @@
 
 A .7z is decompressed in a thread of its own through a bounded pipe, once for all wanted tables, in the order in which
 it stores them; so memory stays flat, and decompressing and parsing share two cores. What an archive claims is checked
-before a byte is decompressed: names that lead outside, passwords, and sizes that only a decompression bomb has. py7zr
-never writes more of a member than the archive claims for it.
+before a byte is decompressed: names that lead outside, passwords, sizes that only a decompression bomb has, and methods
+that unpack without a bound. py7zr never writes more of a member than the archive claims for it.
+
+Archives and folders come from strangers: what is no plain file (a named pipe would be waited for without end) and what
+is a link that leads out of its folder is not opened.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import queue
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import py7zr
+from py7zr.archiveinfo import HeaderStreamsInfo
 from py7zr.io import Py7zIO, WriterFactory
 
 from stackllama.data.dump import ByteStream
@@ -33,7 +40,20 @@ TABLES = ("Posts", "Users", "Votes", "PostLinks")
 MAGIC = b"7z\xbc\xaf\x27\x1c"
 MAX_RATIO = 250
 """Text packs 5 to 30 times smaller. Archives that claim more than this, and more than `SMALL`, are refused."""
-SMALL = 1 << 28
+SMALL = 1 << 25
+LARGEST_LISTING = 1 << 18
+"""Bytes of an archive's table of contents: a dump has 8 tables, and some 500 bytes. Each member costs py7zr memory."""
+METHODS = {
+    b"\0": "copy",
+    b"\x21": "LZMA2",
+    b"\x03\x01\x01": "LZMA",
+    b"\x04\x02\x02": "BZip2",
+    b"\x03\x03\x01\x03": "BCJ",
+}
+"""Id -> name of each method that is read: those of dumps, as far as they unpack in steps of a bounded size and without
+harm. What Deflate and Zstandard give is taken all at once, so 64 KB may become gigabytes; on damaged PPMd the library
+for it (pyppmd 1.3) takes the interpreter down.
+"""
 _PIECE = 1 << 18
 _PIECES_IN_PIPE = 16
 
@@ -112,8 +132,9 @@ def _unreadable(path: Path, error: OSError) -> str:
 def _found(path: Path) -> Tables:
     if path.is_dir():
         return _folder(path)
-    if not path.exists():
-        raise DumpError(f"{path} does not exist; give Posts.xml, a folder of tables, or a .7z archive of a dump")
+    if not path.is_file():
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise DumpError(f"{path} {what}; give Posts.xml, a folder of tables, or a .7z archive of a dump")
     if path.suffix.lower() == ".7z" or _begins_with(path, MAGIC):
         return _archives(path)
     return _single(path)
@@ -125,36 +146,66 @@ def _begins_with(path: Path, magic: bytes) -> bool:
 
 
 def _folder(path: Path) -> FileTables:
-    files = {
-        file.stem.lower(): file for file in sorted(path.iterdir()) if file.suffix.lower() == ".xml" and file.is_file()
-    }
+    files = _tables_in(path)
     if "posts" not in files:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise DumpError(
             f"the folder {path} has no Posts.xml (it has {found}); give a folder with the tables of one site"
         )
-    return FileTables(path.resolve().name, files)
+    return FileTables(_site(path.resolve().name), files)
 
 
 def _single(path: Path) -> FileTables:
     if path.suffix.lower() in (".zst", ".gz", ".zip", ".bz2", ".xz", ".tar"):
         raise DumpError(f"{path} is packed as {path.suffix}; give Posts.xml, a folder of tables, or a .7z archive")
     if path.name.lower() == "posts.xml":
-        beside = {file.stem.lower(): file for file in path.parent.iterdir() if file.suffix.lower() == ".xml"}
-        return FileTables(path.resolve().parent.name, beside | {"posts": path})
-    return FileTables(path.stem, {"posts": path})
+        return FileTables(_site(path.resolve().parent.name), _tables_in(path.parent, given=path) | {"posts": path})
+    return FileTables(_site(path.stem), {"posts": path})
+
+
+def _site(name: str) -> str:
+    """The name of a folder or archive as that of a site: text, which what a disk calls its files need not be."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _tables_in(folder: Path, given: Path | None = None) -> dict[str, Path]:
+    """Lower-case name of each table -> its file in the folder. Raises DumpError for one that is none to be opened; what
+    was `given` by its own name is not judged.
+    """
+    tables = {name.lower() for name in TABLES}
+    found = {
+        file.stem.lower(): file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() == ".xml" and file.stem.lower() in tables
+    }
+    for file in found.values():
+        if file != given:
+            check_plain(file, folder)
+    return found
+
+
+def check_plain(file: Path, folder: Path) -> None:
+    """Make sure that what was found in a folder is a file of that folder. Raises DumpError where it is something else,
+    such as a pipe, or a link that leads out of it.
+    """
+    if not file.is_file():
+        what = os.strerror(errno.EISDIR) if file.is_dir() else "it is no file that can be opened"
+        raise DumpError(f"{file} cannot be read: {what}; give a dump that can be read")
+    if not (real := file.resolve()).is_relative_to(folder.resolve()):
+        raise DumpError(
+            f"{file} is a link that leads out of its folder, to {real}; put the file itself there, or name it alone"
+        )
 
 
 def _archives(path: Path) -> Tables:
     tables = ArchiveTables(path, wanted="Posts")
     if path.stem.lower().endswith("-posts"):
         names = {name: f"{path.stem[: -len('-posts')]}-{name}{path.suffix}" for name in TABLES[1:]}
-        beside = [
-            ArchiveTables(path.with_name(file), wanted=name)
-            for name, file in names.items()
-            if path.with_name(file).exists()
-        ]
-        return PairedTables(tables.site, (tables, *beside)) if beside else tables
+        beside = {name: path.with_name(file) for name, file in names.items() if os.path.lexists(path.with_name(file))}
+        for file in beside.values():
+            check_plain(file, path.parent)
+        parts = [ArchiveTables(file, wanted=name) for name, file in beside.items()]
+        return PairedTables(tables.site, (tables, *parts)) if parts else tables
     return tables
 
 
@@ -214,7 +265,7 @@ class ArchiveTables:
     """Tables in a .7z archive."""
 
     def __init__(self, path: Path, *, wanted: str) -> None:
-        self.site = path.stem.removesuffix("-Posts").removesuffix("-posts")
+        self.site = _site(path.stem.removesuffix("-Posts").removesuffix("-posts"))
         self._path = path
         with path.open("rb") as file, _opened(path, file) as archive:
             # lower-case name of the table -> (name in the archive, bytes), in stored order
@@ -258,10 +309,20 @@ class ArchiveTables:
 
 
 def _opened(path: Path, file: BinaryIO) -> py7zr.SevenZipFile:
-    try:
+    with _told(path):
+        _check_listing(path, file)
+        file.seek(0)
         return py7zr.SevenZipFile(file, "r")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tells what py7zr makes of bad bytes, which are errors of many modules (its own, struct, lzma, EOFError, ...)."""
+    try:
+        yield
+    except DumpError:
+        raise
     except Exception as error:
-        # py7zr answers bad bytes with errors of many modules (its own, struct, lzma, EOFError, ...).
         raise DumpError(
             f"{path} cannot be read as a .7z archive ({type(error).__name__}: {error}); it is cut off or damaged: a "
             f".7z has "
@@ -269,36 +330,75 @@ def _opened(path: Path, file: BinaryIO) -> py7zr.SevenZipFile:
         ) from error
 
 
+def _check_listing(path: Path, file: BinaryIO) -> None:
+    """Make sure that the table of contents is a small one, before py7zr takes it into memory."""
+    head = file.read(32)
+    start, size = struct.unpack("<QQ", head[12:28])
+    if not head.startswith(MAGIC) or start + size > path.stat().st_size:
+        return  # py7zr says that it is no archive, or not all of one
+    sizes = [size]
+    file.seek(start + len(head))
+    if size <= LARGEST_LISTING and (listing := io.BytesIO(file.read(size))).read(1) == _PACKED:
+        folders = HeaderStreamsInfo.retrieve(listing).unpackinfo.folders
+        _check_methods(path, folders)
+        sizes += [unpacked for folder in folders for unpacked in folder.unpacksizes]
+    if max(sizes) > LARGEST_LISTING:
+        raise DumpError(
+            f"{path} has a table of contents of {max(sizes)} bytes, and {LARGEST_LISTING} are allowed: a dump has 8 "
+            "tables; give the archive of one site's dump"
+        )
+
+
+_PACKED = b"\x17"
+"""How a table of contents begins that is packed itself."""
+
+
+def _check_methods(path: Path, folders: Sequence[Any]) -> None:
+    """Make sure that no block of the archive is packed by a method that unpacks all at once."""
+    for method in (coder["method"] for folder in folders for coder in folder.coders):
+        if method not in METHODS:
+            raise DumpError(
+                f"{path} is packed by the method {method.hex()} of 7z, and those that are read are "
+                f"{', '.join(METHODS.values())}; unpack it yourself and give the folder"
+            )
+
+
 def _decompress(archive: py7zr.SevenZipFile, targets: list[str], pipe: _Pipe) -> None:
     """Work of the thread: the wanted members into the pipe, an error too."""
-    try:
-        if targets:
-            archive.extract(targets=targets, factory=_PipeFactory(pipe))
-    except BaseException as error:
-        if not pipe.abandoned.is_set():
-            with suppress(_AbandonedError):
-                pipe.put(error)
+    with suppress(_AbandonedError):
+        try:
+            if targets:
+                archive.extract(targets=targets, factory=_PipeFactory(pipe))
+            # Who still waits for a member then waits for one that py7zr passed over: no plain file, say.
+            pipe.put(EOFError("the archive ends before it"))
+        except _AbandonedError:
+            raise
+        except BaseException as error:
+            pipe.put(error)
 
 
 def _checked_members(path: Path, archive: py7zr.SevenZipFile, wanted: str) -> dict[str, tuple[str, int]]:
     """The tables that the archive claims to have; raises DumpError on a claim that no dump makes."""
     if archive.needs_password():
         raise DumpError(f"{path} asks for a password; dumps have none")
+    with _told(path):
+        streams = archive.header.main_streams
+        _check_methods(path, streams.unpackinfo.folders if streams else ())
+        entries = [(str(one.filename), int(one.uncompressed), one.is_directory) for one in archive.list()]
     members: dict[str, tuple[str, int]] = {}
-    claimed = 0
-    for entry in archive.list():
-        name = str(entry.filename)
+    for name, size, is_folder in entries:
         inside = PurePosixPath(name.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or ":" in name:
-            raise DumpError(f"{path} holds {name!r}, a name that leads outside the archive; it is refused")
-        claimed += int(entry.uncompressed)
-        if inside.suffix.lower() == ".xml" and not entry.is_directory:
+            raise DumpError(f"{path} holds {name[:200]!r}, a name that leads outside the archive; it is refused")
+        if size < 0:
+            raise DumpError(f"{path} claims {size} bytes for {name[:200]!r}; it is damaged, get it again")
+        if inside.suffix.lower() == ".xml" and not is_folder:
             if inside.stem.lower() in members:
                 raise DumpError(
                     f"{path} holds {inside.name} more than once; give an archive with the tables of one site"
                 )
-            members[inside.stem.lower()] = (name, int(entry.uncompressed))
-    packed = path.stat().st_size
+            members[inside.stem.lower()] = (name, size)
+    claimed, packed = sum(size for _, size, _ in entries), path.stat().st_size
     if claimed > SMALL and claimed > MAX_RATIO * packed:
         raise DumpError(
             f"{path} claims {claimed} bytes in {packed} packed ones, over {MAX_RATIO} to 1: a decompression bomb; if "
@@ -306,7 +406,7 @@ def _checked_members(path: Path, archive: py7zr.SevenZipFile, wanted: str) -> di
             "it, unpack it yourself and give the folder"
         )
     if wanted.lower() not in members:
-        found = ", ".join(archive.getnames()[:8]) or "nothing"
+        found = ", ".join(name[:60] for name, _, _ in entries[:8]) or "nothing"
         raise DumpError(f"{path} has no {wanted}.xml (it has {found}); give the archive of one site's dump")
     return members
 

@@ -14,6 +14,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stackllama.data.pairing import Answers, Pairs, choose
@@ -126,13 +127,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _points(answers: Answers) -> NDArray[np.float64]:
     """A hash of each question, from 0 to 1."""
-    point_Q = np.empty(len(answers.keys))
-    site_Q = np.array([site for site, _ in answers.keys], dtype=object)
+    sites = pa.chunked_array([[site for site, _ in answers.keys]], pa.string())
     id_Q = np.array([number for _, number in answers.keys], np.int64)
-    for site in set(site_Q):
-        mine = site_Q == site
-        point_Q[mine] = (hashed(site, id_Q[mine]) >> np.uint64(11)) / 2.0**53
-    return point_Q
+    return (hashed(sites, id_Q) >> np.uint64(11)) / 2.0**53
 
 
 def _sums(answers: Answers, pairs: Pairs) -> Sums:

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stackllama.data import baselines, interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
@@ -169,10 +167,7 @@ def _deal_past(ledger: Path, work: Path, buckets: int) -> tuple[Path, ...]:
     """What the ledger knows, dealt to the buckets."""
     files = []
     for number, lot in enumerate(read_ledger(ledger)):
-        bucket_N = np.zeros(lot.num_rows, np.int32)
-        site_N, id_N = lot["site"].to_numpy(zero_copy_only=False), lot["id"].to_numpy()
-        for site in set(site_N):
-            bucket_N[site_N == site] = bucket_of(site, id_N[site_N == site], buckets)
+        bucket_N = bucket_of(lot["site"], lot["id"].to_numpy(), buckets)
         files.append(work / f"past-{number:06}")
         write_dealt(files[-1], lot, bucket_N)
     return tuple(files)

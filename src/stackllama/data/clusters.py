@@ -55,7 +55,8 @@ class Keys:
 
     def __init__(self, sites: Sequence[str], site_N: Numbers, id_N: Numbers, here_N: NDArray[np.bool_]) -> None:
         self.sites = tuple(sorted(set(sites)))
-        rank_S = np.array([self.sites.index(site) for site in sites], np.int64)
+        self._ranks = {site: rank for rank, site in enumerate(self.sites)}
+        rank_S = np.array([self._ranks[site] for site in sites], np.int64)
         order_N = np.lexsort((~here_N, id_N, rank_S[site_N]))
         site_N, id_N, here_N = rank_S[site_N][order_N], id_N[order_N], here_N[order_N]
         first_N = np.ones(len(id_N), bool)
@@ -67,9 +68,8 @@ class Keys:
 
     def find(self, site: str, id_M: Numbers) -> Numbers:
         """The number of each question of a site; -1 for one that is not there."""
-        if site not in self.sites:
-            return np.full(len(id_M), -1)
-        start, stop = np.searchsorted(self.site_N, [self.sites.index(site), self.sites.index(site) + 1])
+        rank = self._ranks.get(site, len(self.sites))
+        start, stop = np.searchsorted(self.site_N, [rank, rank + 1])
         if start == stop:
             return np.full(len(id_M), -1)
         at_M = start + np.searchsorted(self.id_N[start:stop], id_M).clip(max=stop - start - 1)
@@ -138,6 +138,13 @@ def join(label_N: Numbers, one_E: Numbers, other_E: Numbers) -> None:
             label_N[:] = shorter
 
 
+def _groups(code_N: Numbers) -> Iterator[tuple[int, Numbers]]:
+    """Each code with the places where it stands, in one pass however many codes there are."""
+    order_N = np.argsort(code_N, kind="stable")
+    codes, starts = np.unique(code_N[order_N], return_index=True)
+    yield from zip(codes.tolist(), np.split(order_N, starts[1:]), strict=False)
+
+
 class _Stacked:
     """What the pieces left of their questions, one below the other, on disk."""
 
@@ -155,9 +162,8 @@ class _Stacked:
                 table = reader.read_all()
             site = table["site"].combine_chunks()
             code, ids = site.indices.to_numpy(), table["id"].to_numpy()
-            for at, name in enumerate(site.dictionary.to_pylist()):
-                mine = np.flatnonzero(code == at)
-                yield name, end + mine, ids[mine]
+            for at, mine in _groups(code):
+                yield site.dictionary[at].as_py(), end + mine, ids[mine]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -218,9 +224,9 @@ def _past(ledger: Path, keys: Keys) -> NDArray[np.int64]:
     past_N = np.full(len(keys.id_N), -1)
     for lot in read_ledger(ledger):
         code_M = pc.index_in(lot["split"], pa.array(SPLITS)).to_numpy()
-        for site in pc.unique(lot["site"]).to_pylist():
-            mine = pc.equal(lot["site"], site).to_numpy()
-            at_M = keys.find(site, lot["id"].to_numpy()[mine])
+        sites = lot["site"].combine_chunks().dictionary_encode()
+        for code, mine in _groups(sites.indices.to_numpy()):
+            at_M = keys.find(sites.dictionary[code].as_py(), lot["id"].to_numpy()[mine])
             past_N[at_M[at_M >= 0]] = code_M[mine][at_M >= 0]
     return past_N
 
@@ -230,10 +236,8 @@ def _write(path: Path, keys: Keys, member_M: Numbers, first_M: Numbers, split_M:
     `first_M`); a split may be empty.
     """
     site_M, id_M = keys.site_N[member_M], keys.id_N[member_M]
-    bucket_M = np.zeros(len(member_M), np.int32)
-    for code, name in enumerate(keys.sites):
-        bucket_M[site_M == code] = bucket_of(name, id_M[site_M == code], buckets)
     site, number = pa.array(keys.sites, pa.string()).take(pa.array(site_M)), pa.array(id_M).cast(pa.string())
+    bucket_M = bucket_of(pa.chunked_array([site]), id_M, buckets)
     table = pa.table(
         [
             pa.array(bucket_M),

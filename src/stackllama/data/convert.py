@@ -142,10 +142,7 @@ def _convert_records(conversion: Conversion, records: interchange_read.Piece, pa
     posts = clean_posts(found, conversion.cleaning, dropped)
     if posts is not found:
         posts = mended(posts, dropped)
-    bucket_N = np.zeros(posts.num_rows, np.int32)
-    site_N = posts["site"].to_numpy(zero_copy_only=False)
-    for site in set(site_N):
-        bucket_N[site_N == site] = bucket_of(site, posts["question"].to_numpy()[site_N == site], conversion.buckets)
+    bucket_N = bucket_of(posts["site"], posts["question"].to_numpy(), conversion.buckets)
     write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
     _look_at(conversion, posts, path)
     questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()

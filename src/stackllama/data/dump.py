@@ -3,8 +3,8 @@
 A table is XML with one `<row .../>` a line under a root that has the table's name. Dumps are big and come from
 strangers, so: memory holds a few rows at a time; nothing is ever resolved (a DOCTYPE that only points to an external
 file is blanked out before the parser sees it, any other DOCTYPE is refused, so no entity can be declared); only UTF-8
-is read, so nothing can hide behind another encoding; an attribute of more than 10 MB is refused (libxml2's own bound:
-`huge_tree` stays off).
+is read, so nothing can hide behind another encoding; a row of more than 4 MB is refused, and so is anything as long
+between two rows (the longest row of Stack Exchange has some 100 kB).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from lxml import etree
 from stackllama.errors import DumpError, TruncatedDumpError
 
 CHUNK = 1 << 18
+MOST_FIELDS = 200
+"""Attributes of a row; those of Stack Exchange have some 20."""
 _PROLOG = 1 << 16
-LONGEST = 1 << 26
+LONGEST = 1 << 22
+"""Bytes from the beginning of a row to the next one, at most."""
 _BOM = b"\xef\xbb\xbf"
 _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
 _ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
@@ -111,6 +114,7 @@ class RowReader:
                 assert isinstance(element, etree._Element)
                 if element.tag == "row":
                     self.complete += 1
+                    self._check_fields(len(element.attrib))
                     yield dict(element.attrib)  # type: ignore[arg-type]  # bytes only in Python 2
                     element.clear()
                 last = element
@@ -122,6 +126,13 @@ class RowReader:
                 chunk = self._stream.read(CHUNK)
         if failure is not None:
             self._explain(failure, head)
+
+    def _check_fields(self, count: int) -> None:
+        if count > MOST_FIELDS:  # lxml looks for each of them from the first one on
+            raise DumpError(
+                f"{self.table}.xml has a row of {count} attributes, its row number {self.complete}, and {MOST_FIELDS} "
+                "are allowed; it is no table of a dump"
+            )
 
     def _root(self, opening: bytes) -> bytes:
         """The tag of the root, which a piece from the middle of a table lacks."""
@@ -148,7 +159,7 @@ class RowReader:
                 declared = _ENCODING.search(head, position, max(stop, position))
                 if declared and declared[1].lower() not in (b"utf-8", b"utf8", b"us-ascii"):
                     raise DumpError(
-                        f"{name} declares the encoding {declared[1].decode('ascii', 'replace')}; dumps are UTF-8"
+                        f"{name} declares the encoding {declared[1][:40].decode('ascii', 'replace')}; dumps are UTF-8"
                     )
                 if stop < 0:
                     break
@@ -235,9 +246,7 @@ class RowReader:
 
 
 def _forget(last: etree._Element | None) -> None:
-    """Frees the rows that were handed out, all but the newest child of the root: the parser may still be at it."""
-    if last is None or (root := last.getparent()) is None:
-        return
-    while (outer := root.getparent()) is not None:
-        root = outer
-    del root[:-1]
+    """Frees what was handed out and what is no row: all before the newest element, which the parser may still be at."""
+    while last is not None and (parent := last.getparent()) is not None:
+        del parent[:-1]
+        last = parent

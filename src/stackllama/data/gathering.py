@@ -71,7 +71,7 @@ def gather(
         total = sum(one.size(TABLES) for one in tables.values())
         total += sum(piece.stop - piece.start for pieces in records.values() for piece in pieces)
         size = piece_size(total)
-        cuts = [records.get(one.number) or cut(one, tables[one.number], TABLES, size) for one in sources]
+        cuts = [cut(one, tables[one.number], TABLES, size) if one.site else records[one.number] for one in sources]
         gathered = Gathered(tuple(sources), bucket_count(total, size))
         conversion = Conversion(folder, gathered.buckets, allow_truncated, frame, near_copies, cleaning)
         done, left = 0, {source.number: 0 for source in sources}

@@ -28,13 +28,21 @@ from stackllama.errors import DataError
 from stackllama.files import digest_file, digest_json
 
 PIECE_BYTES = 16_000_000
-MAX_LINE = 32_000_000
+MAX_LINE = 8_000_000
 """Bytes of a JSONL line; a longer one is dropped without being held in memory."""
 SUFFIXES = (".parquet", ".jsonl")
 HUB = "hub:"
 
 _LINES_TO_JUDGE = 100
-_BATCH = 256
+_BATCH = 16
+MAX_RATIO, SMALL = 100, 1 << 25
+"""A Parquet file may claim so many times its size, where that is over `SMALL` bytes: text packs 5 to 30 times smaller.
+Of a piece, what is read may be twice what is stored and `SMALL` more: a text that stands in many rows is stored once.
+pyarrow takes the size of a single page from the file, unchecked: one that lies there may still cost memory.
+"""
+SPREAD = 4
+"""By so much a piece of Parquet is smaller: what is stored comes to several times as much when it is read."""
+_BOMB = "no preference data do: a decompression bomb; if you trust it, write it anew as JSONL"
 _SHARD = re.compile(r"-\d{5}(-of-\d{5})?$", re.ASCII)
 _HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)((?:/[^@/]+)*)(?:@([\w./-]+))?", re.ASCII)
 
@@ -73,7 +81,8 @@ def digest(where: str) -> str:
 
 
 def pieces(where: str | Path, *, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """All that is to be read there, in the order of the paths, in pieces of about `piece_bytes` (uncompressed).
+    """All that is to be read there, in the order of the paths, in pieces of about `piece_bytes` (uncompressed; of
+    Parquet by `SPREAD` fewer).
 
     Raises DataError where nothing is found, where a file cannot be read, and where its columns fit no format.
     """
@@ -111,20 +120,36 @@ def read(where: str | Path, *, frame: Frame = ("", "")) -> tuple[list[Question],
 
 
 def _files(where: str | Path) -> list[Path]:
-    path = _from_hub(where) if isinstance(where, str) and where.startswith(HUB) else Path(where)
-    if path.is_dir():
-        inside = [item for item in path.rglob("*") if item.suffix in SUFFIXES and item.name != ATTRIBUTION]
-        files = sorted(
-            item for item in inside if not any(part.startswith(".") for part in item.relative_to(path).parts)
-        )
-        if not files:
-            raise DataError(f"{where} has no file that ends in {' or '.join(SUFFIXES)}; name a folder that has some")
-        return files
-    if not path.is_file():
+    hub = isinstance(where, str) and where.startswith(HUB)
+    path = _from_hub(str(where)) if hub else Path(where)
+    try:
+        if path.is_dir():
+            return _inside(where, path, links=hub)
+        there = path.is_file()
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror or error}; give an intact file") from error
+    if not there:
         raise DataError(f"{where} is not there; give a file, a folder, or {HUB}OWNER/NAME for a data set of the Hub")
     if path.suffix not in SUFFIXES:
         raise DataError(f"{where} ends in {path.suffix or 'nothing'}; preference data end in {' or '.join(SUFFIXES)}")
     return [path]
+
+
+def _inside(where: str | Path, folder: Path, *, links: bool) -> list[Path]:
+    """The files of a folder; `links` may lead out of it only where we made them (the Hub's cache has them)."""
+    every = [item for item in folder.rglob("*") if item.suffix in SUFFIXES and item.name != ATTRIBUTION]
+    files = sorted(item for item in every if not any(part.startswith(".") for part in item.relative_to(folder).parts))
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file} cannot be read: it is no file that can be opened; take it out of {where}")
+        if not (links or (real := file.resolve()).is_relative_to(folder.resolve())):
+            raise DataError(
+                f"{file} is a link that leads out of {where}, to {real}; put the file itself there, or name it alone "
+                f"(a data set of the Hub: as {HUB}OWNER/NAME)"
+            )
+    if not files:
+        raise DataError(f"{where} has no file that ends in {' or '.join(SUFFIXES)}; name a folder that has some")
+    return files
 
 
 def _from_hub(where: str) -> Path:
@@ -172,12 +197,17 @@ def _cut_parquet(path: Path, site: str, piece_bytes: int) -> Iterator[Piece]:
     with pq.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
         form = _format_of(schema.names, path)
+        if twice := sorted(set(SCHEMAS[form].names) & {name for name, n in Counter(schema.names).items() if n > 1}):
+            raise DataError(f"{path} has more than one column {twice[0]!r}; leave one of them")
         _check_types(schema, form, path)
         markdown = MARKDOWN.items() <= (schema.metadata or {}).items()
+        sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        if sum(sizes) > SMALL and sum(sizes) > MAX_RATIO * path.stat().st_size:
+            raise DataError(f"{path} claims {sum(sizes)} bytes in {path.stat().st_size} packed ones; {_BOMB}")
         first = held = 0
-        for group in range(metadata.num_row_groups if metadata.num_rows else 0):
-            held += metadata.row_group(group).total_byte_size
-            if held >= piece_bytes or group + 1 == metadata.num_row_groups:
+        for group, size in enumerate(sizes if metadata.num_rows else ()):
+            held += size
+            if held * SPREAD >= piece_bytes or group + 1 == metadata.num_row_groups:
                 yield Piece(str(path), form, site, first, group + 1, markdown)
                 first, held = group + 1, 0
 
@@ -219,7 +249,11 @@ def _parquet_rows(piece: Piece, dropped: Counter[str]) -> Iterator[Row]:
     try:
         with pq.ParquetFile(piece.path) as file:
             columns = [name for name in SCHEMAS[piece.format].names if name in file.schema_arrow.names]
+            stored, read = sum(file.metadata.row_group(group).total_byte_size for group in groups), 0
             for batch in file.iter_batches(_BATCH, row_groups=groups, columns=columns):
+                read += batch.nbytes
+                if read > SMALL + 2 * stored:
+                    raise DataError(f"{piece.path} has over {read} bytes of text in {stored} stored ones; {_BOMB}")
                 yield from _records(batch, dropped)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
@@ -253,14 +287,20 @@ def _cut_jsonl(path: Path, site: str, piece_bytes: int) -> Iterator[Piece]:
 def _jsonl_format(file: BinaryIO, path: Path) -> str:
     """The format of the first line that has one; none for a file without any line."""
     whole = Piece(str(path), "", "", 0, path.stat().st_size)
-    judged = [_parse(line) for line in islice(_lines(file, whole, Counter()), _LINES_TO_JUDGE)]
-    objects = [one for one in judged if isinstance(one, dict)]
-    if judged and not objects:
-        raise DataError(f"{path}: its first line cannot be used ({judged[0]}); JSONL has one object in each line")
-    for one in objects:
-        if any(set(required) <= set(one) for required in REQUIRED.values()):
-            return _format_of(list(one), path)
-    return _format_of(list(objects[0]), path) if objects else ""
+    first: list[str] | None = None
+    reason = ""
+    for line in islice(_lines(file, whole, Counter()), _LINES_TO_JUDGE):
+        one = _parse(line)
+        if isinstance(one, str):
+            reason = reason or one
+            continue
+        keys = list(one)  # nothing else is kept: a hundred lines may be too much for memory
+        if any(set(required) <= set(keys) for required in REQUIRED.values()):
+            return _format_of(keys, path)
+        first = keys if first is None else first
+    if first is None and reason:
+        raise DataError(f"{path}: its first line cannot be used ({reason}); JSONL has one object in each line")
+    return _format_of(first, path) if first is not None else ""
 
 
 def _jsonl_rows(piece: Piece, dropped: Counter[str]) -> Iterator[Row]:

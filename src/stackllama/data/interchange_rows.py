@@ -19,8 +19,8 @@ from hashlib import blake2b
 from typing import Any
 
 from stackllama.data.interchange import site_address, site_of, votes_for
-from stackllama.data.markup import plain_length, to_markdown
-from stackllama.data.posts import Answer, Attribution, Pair, Question, license_of
+from stackllama.data.markup import plain_length
+from stackllama.data.posts import TOO_LONG, Answer, Attribution, Pair, Question, body_text, license_of
 
 MAX_TEXT = 1_000_000
 """Characters of a text; the largest post of Stack Exchange has some 60,000."""
@@ -131,7 +131,8 @@ def _scored_question(row: Row, source: Source, dropped: Counter[str]) -> Questio
         dropped[f"answer: over {MAX_ANSWERS} to a question"] += len(given) - MAX_ANSWERS
     if not answers:
         raise _RowError("row: no answers")
-    if html and not (text := to_markdown(text)):
+    text = _converted(text, "row: question") if html else text
+    if not text:
         raise _RowError("row: no question")
     return _question(site, number, text, date, by, tuple(answers[key] for key in sorted(answers)))
 
@@ -156,7 +157,7 @@ def _scored_answer(given: Any, site: str, date: str, html: bool, dropped: Counte
         selected, votes = False, votes_for(score, False)
     if votes is None:
         raise _RowError("answer: a pm_score that the score rule never gives")
-    markdown = to_markdown(text) if html else text
+    markdown = _converted(text, "answer: text") if html else text
     if not markdown:
         raise _RowError("answer: no text")
     by = Attribution(
@@ -167,6 +168,12 @@ def _scored_answer(given: Any, site: str, date: str, html: bool, dropped: Counte
         license=_answer_license(date),
     )
     return Answer(number, markdown, votes, selected, date, by, plain_length(text) if html else None)
+
+
+def _converted(html: str, what: str) -> str:
+    if (text := body_text(html)) is None:
+        raise _RowError(TOO_LONG.format(what))
+    return text
 
 
 def _paired(row: Row, source: Source) -> _PairRow:

@@ -37,7 +37,8 @@ _END_OF_PRE = re.compile(r"</pre\s*>", re.IGNORECASE)
 # An unclosed <code> ends with its block, lest it swallow the rest of the post.
 _END_OF_CODE = re.compile(r"</code\s*>|(?=</(?:p|li|blockquote|pre|h[1-6]|td|ul|ol)\b)", re.IGNORECASE)
 _END_OF_SCRIPT = re.compile(r"</(?:script|style)\s*>", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"""([a-zA-Z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+# A name is taken whole or not at all: trying its parts would take quadratic time where no `=` follows.
+_ATTRIBUTE = re.compile(r"""(?<![a-zA-Z-])([a-zA-Z-]++)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 # In attribute values `&copy=1` is no entity (HTML standard), so the semicolon is asked for.
 _ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 # Python refuses to read numbers of thousands of digits; no character has a number of more than seven.
@@ -68,7 +69,8 @@ def plain_length(html: str) -> int:
     This is the length behind the baseline "the longer answer wins": addresses of links and signs of Markdown do not
     count.
     """
-    return len(_resolved(re.sub(r"<[^>]+>", "", html)).strip())
+    end = html.rfind(">") + 1  # behind it no tag ends; looking for an end at each `<` would take quadratic time
+    return len(_resolved(re.sub(r"<[^>]+>", "", html[:end]) + html[end:]).strip())
 
 
 @dataclass(slots=True)
@@ -361,11 +363,12 @@ def _table(rows: list[list[str]]) -> list[tuple[str, str]]:
     it.
     """
     rows = [row for row in rows if row]
-    if any("\n" in cell for row in rows for cell in row):
+    width, cells = max(map(len, rows), default=0), sum(map(len, rows))
+    # Filled up with empty cells, a few long rows among many short ones would take any amount of memory.
+    if any("\n" in cell for row in rows for cell in row) or width * len(rows) > 4 * cells + 1000:
         return [("text", cell) for row in rows for cell in row if cell]
     if not rows:
         return []
-    width = max(len(row) for row in rows)
     lines = ["| " + " | ".join(row + [""] * (width - len(row))) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * width)
     return [("block", "\n".join(lines))]

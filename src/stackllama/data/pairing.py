@@ -41,8 +41,9 @@ CROWDED = "answer: beyond the most that are compared"
 BY_DATED = "questions judged by the votes that both answers could have"
 BY_ALL = "questions judged by all votes"
 
-MOST_ANSWERS = 1000
-"""Answers of a question that are compared with each other; of more, a choice by a hash."""
+MOST_ANSWERS = 250
+"""Answers of a question that are compared with each other; of more, a choice by a hash. The cost grows by the square:
+0.5 s for a question of so many under all rules that are tallied, 8 s for one of 1000."""
 _PAIRS_AT_ONCE = 1 << 20
 _COMPARED_AT_ONCE = 1 << 14
 _LIKELY = 0.6

@@ -89,9 +89,10 @@ def piece_size(total: int) -> int:
 
 def cut_records(source: Source) -> Iterator[Piece]:
     """The pieces of preference data. Raises DataError where there are none, or none that can be read."""
-    for number, one in enumerate(interchange_read.pieces(source.path)):
-        size = one.last - one.first if one.path.endswith(".jsonl") else interchange_read.PIECE_BYTES
-        start = number * interchange_read.PIECE_BYTES
+    usual = interchange_read.PIECE_BYTES
+    for number, one in enumerate(interchange_read.pieces(source.path, piece_bytes=usual)):
+        size = one.last - one.first if one.path.endswith(".jsonl") else usual // interchange_read.SPREAD
+        start = number * usual
         yield Piece(source, RECORDS, number, start, start + size, last=True, records=one)
 
 
@@ -100,27 +101,27 @@ def cut(source: Source, tables: Tables, names: Sequence[str], size: int) -> Iter
     for table, stream in tables.streams(names):
         file = tables.file(table)
         if file is None:
-            for number, (start, data, last) in enumerate(_cut_stream(stream, table, size)):
+            for number, (start, data, last) in enumerate(_cut_stream(stream, f"{source.path}: {table}.xml", size)):
                 yield Piece(source, table, number, start, start + len(data), last, data=data)
         else:
-            for number, (start, stop, last) in enumerate(_cut_file(file, table, size)):
+            for number, (start, stop, last) in enumerate(_cut_file(file, size)):
                 yield Piece(source, table, number, start, stop, last, file=file.absolute())
 
 
-def _cut_file(path: Path, table: str, size: int) -> Iterator[tuple[int, int, bool]]:
+def _cut_file(path: Path, size: int) -> Iterator[tuple[int, int, bool]]:
     """(start, stop, whether it is the last) of each piece of a file."""
     with opened(path) as file:
         end = file.seek(0, io.SEEK_END)
         start, goal = 0, size
         while True:
-            stop = _next_row(file, goal, end, table)
+            stop = _next_row(file, goal, end, str(path))
             yield start, stop, stop == end
             if stop == end:
                 return
             start, goal = stop, (stop // size + 1) * size
 
 
-def _next_row(file: BinaryIO, goal: int, end: int, table: str) -> int:
+def _next_row(file: BinaryIO, goal: int, end: int, name: str) -> int:
     """Where the first row at or behind `goal` begins; `end` where there is none."""
     if goal >= end:
         return end
@@ -132,11 +133,11 @@ def _next_row(file: BinaryIO, goal: int, end: int, table: str) -> int:
             return at + found.start()
         at += max(0, len(held) - _TOKEN)
         held = held[-_TOKEN:]
-        _refuse_endless(at - goal, goal, table)
+        _refuse_endless(at - goal, goal, name)
     return end
 
 
-def _cut_stream(stream: ByteStream, table: str, size: int) -> Iterator[tuple[int, bytes, bool]]:
+def _cut_stream(stream: ByteStream, name: str, size: int) -> Iterator[tuple[int, bytes, bool]]:
     """(start, bytes, whether it is the last) of each piece of a stream."""
     start, goal, held, searched = 0, size, bytearray(), 0
     while chunk := stream.read(_STEP):
@@ -145,7 +146,7 @@ def _cut_stream(stream: ByteStream, table: str, size: int) -> Iterator[tuple[int
             found = _ROW.search(held, max(goal - start, searched))
             if found is None:
                 searched = max(0, len(held) - _TOKEN)
-                _refuse_endless(start + len(held) - goal, goal, table)
+                _refuse_endless(start + len(held) - goal, goal, name)
                 break
             yield start, bytes(held[: found.start()]), False
             start += found.start()
@@ -154,9 +155,9 @@ def _cut_stream(stream: ByteStream, table: str, size: int) -> Iterator[tuple[int
     yield start, bytes(held), True
 
 
-def _refuse_endless(size: int, goal: int, table: str) -> None:
+def _refuse_endless(size: int, goal: int, name: str) -> None:
     if size > LONGEST:
-        raise DumpError(f"{table}.xml has no row in {LONGEST} bytes after byte {goal}; it is no table of a dump")
+        raise DumpError(f"{name} has no row in {LONGEST} bytes after byte {goal}; it is no table of a dump")
 
 
 class _Range:

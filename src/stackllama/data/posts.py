@@ -19,6 +19,12 @@ COMMUNITY = -1
 FABRICATED = frozenset({1000000001, 1000000010})
 """Ids of rows that some dumps of 2025-06-30 hold and no site ever had."""
 
+LONGEST_BODY = 300_000
+"""Characters of HTML; Stack Exchange allows 30,000 of Markdown."""
+TOO_LONG = f"{{}} has over {LONGEST_BODY} characters, or far more as Markdown"
+LONGEST_FIELD = 2000
+"""Characters of a title, a name, all tags; Stack Exchange allows some 150."""
+
 _WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DATE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z?", re.ASCII)
 _TAGS = re.compile(r"[^<>|]+")
@@ -114,6 +120,9 @@ class Post(NamedTuple):
     license: str
 
 
+_SHORT = ("Title", "Tags", "OwnerDisplayName", "ContentLicense")
+
+
 def parse_post(row: Mapping[str, str]) -> Post | str:
     """A question or an answer, or the reason why this row is neither. Depends on nothing but the row."""
     kind = row.get("PostTypeId", "")
@@ -126,7 +135,7 @@ def parse_post(row: Mapping[str, str]) -> Post | str:
     post_id, votes = _whole(row, "Id"), _whole(row, "Score")
     parent = _whole(row, "ParentId") if kind == "2" else None
     date = _DATE.fullmatch(row.get("CreationDate", ""))
-    text = to_markdown(row.get("Body", ""))
+    text = body_text(row.get("Body", ""))
     # (what is wrong, the reason to give)
     checks = (
         (post_id is None or post_id < 1, "post: no Id, or not a whole number"),
@@ -134,7 +143,12 @@ def parse_post(row: Mapping[str, str]) -> Post | str:
         (votes is None, "post: no Score, or not a whole number"),
         (kind == "2" and parent is None, "answer: no ParentId, or not a whole number"),
         (date is None, "post: no CreationDate, or not a date"),
+        (
+            any(len(row.get(name, "")) > LONGEST_FIELD for name in _SHORT),
+            f"post: over {LONGEST_FIELD} signs in a field",
+        ),
         ("Body" not in row, "post: no Body"),
+        (text is None, TOO_LONG.format("post: Body")),
         (not text, "post: empty Body"),
     )
     for wrong, reason in checks:
@@ -143,6 +157,7 @@ def parse_post(row: Mapping[str, str]) -> Post | str:
     assert post_id is not None
     assert votes is not None
     assert date is not None
+    assert text is not None
     day = date[1][:10]
     return Post(
         id=post_id,
@@ -160,11 +175,22 @@ def parse_post(row: Mapping[str, str]) -> Post | str:
     )
 
 
+def body_text(html: str) -> str | None:
+    """The body of a post as Markdown; None where either is too long (`TOO_LONG`)."""
+    if len(html) > LONGEST_BODY:
+        return None
+    text = to_markdown(html)
+    # The signs before each line of nested lists, say, can make a hundred times as much of a text.
+    return text if len(text) <= 4 * len(html) + 1000 else None
+
+
 def parse_user(row: Mapping[str, str]) -> tuple[int, str] | str:
     """(id, display name) of a row of Users, or the reason why there is none."""
     user = _whole(row, "Id")
     if user is None:
         return "user: no Id, or not a whole number"
+    if len(row.get("DisplayName", "")) > LONGEST_FIELD:  # it goes to each post of this user
+        return f"user: over {LONGEST_FIELD} signs in a name"
     name = " ".join(row.get("DisplayName", "").split())
     return (user, name) if name else "user: no DisplayName"
 

@@ -55,19 +55,27 @@ def bucket_count(total: int, piece: int) -> int:
     return max(1, -(-total // max(BUCKET_BYTES, 2 * piece)))
 
 
-def bucket_of(site: str, question_N: NDArray[np.int64], buckets: int) -> NDArray[np.int32]:
-    """The bucket of each question of a site, by a hash of both."""
+def bucket_of(site: str | pa.ChunkedArray, question_N: NDArray[np.int64], buckets: int) -> NDArray[np.int32]:
+    """The bucket of each question, by a hash of it and its site: one for all, or one for each."""
     return (hashed(site, question_N) % np.uint64(buckets)).astype(np.int32)
 
 
-def hashed(site: str, question_N: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A hash of site and number (the mixer of splitmix64)."""
-    seed = np.uint64(int.from_bytes(blake2b(site.encode("utf-8", "replace"), digest_size=8).digest(), "little"))
-    mixed_N = question_N.astype(np.uint64) ^ seed
+def hashed(site: str | pa.ChunkedArray, question_N: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A hash of site and number (the mixer of splitmix64); of several sites each is hashed once."""
+    if isinstance(site, str):
+        seed_N: NDArray[np.uint64] | np.uint64 = _seed(site)
+    else:
+        encoded = site.combine_chunks().dictionary_encode()
+        seed_N = np.array([*map(_seed, encoded.dictionary.to_pylist())], np.uint64)[encoded.indices.to_numpy()]
+    mixed_N = question_N.astype(np.uint64) ^ seed_N
     with np.errstate(over="ignore"):
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
     return mixed_N ^ (mixed_N >> np.uint64(31))
+
+
+def _seed(site: str) -> np.uint64:
+    return np.uint64(int.from_bytes(blake2b(site.encode("utf-8", "replace"), digest_size=8).digest(), "little"))
 
 
 def write_dealt(path: Path, posts: pa.Table, bucket_N: NDArray[np.int32]) -> None:

@@ -1,0 +1,218 @@
+"""Ten thousand bad inputs, each made from its number (its seed) alone, through the real build.
+
+Whatever comes in, a build ends in a store that can be read, or in an error of ours that names what is wrong. It takes a
+few seconds and a few hundred MB at the most, opens nothing outside its folders, connects to nothing and starts nothing.
+
+`STACKLLAMA_MUTATIONS` says how many there are, `STACKLLAMA_MUTATION` names a single one by its seed:
+
+    STACKLLAMA_MUTATIONS=10000 python -m pytest tests/data/test_mutations.py -s
+    STACKLLAMA_MUTATION=4711 python -m pytest tests/data/test_mutations.py -s
+
+Python's audit hooks see what Python opens. duckdb, pyarrow and libxml2 open files by themselves; for these, canaries
+stand beside the input (`mutations/watching.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from stackllama.data import build, interchange_read, store
+from stackllama.data.archive import digest_dump
+from stackllama.data.build import Machine
+from stackllama.data.gathering import Tell
+from stackllama.errors import StackllamaError
+from tests.data.mutations import places, watching
+from tests.data.mutations.making import FRACTIONS, Mutant, make
+from tests.data.mutations.watching import Cost, Scene, Watch
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
+
+SEEDS = int(os.environ.get("STACKLLAMA_MUTATIONS", "1000"))
+ALONE = os.environ.get("STACKLLAMA_MUTATION")
+LOT = 100
+SECONDS, MEGABYTES = 5.0, 300.0
+HANGS = 60.0
+"""Seconds of the clock after which a build is stopped."""
+
+
+@dataclass
+class Outcome:
+    """What came of an input: "built", "refused", or why that is a fault; and the message or the trace."""
+
+    what: str
+    told: str
+    cost: Cost
+
+
+@contextmanager
+def silent(title: str, unit: str) -> Iterator[Tell]:
+    yield lambda done, total: None
+
+
+def built(mutant: Mutant, scene: Scene) -> build.Counts:
+    """What a run does with its sources: hash them, then build."""
+    for given in mutant.given:
+        interchange_read.digest(given) if interchange_read.is_records(given) else digest_dump(Path(given))
+    ledger = scene.out / "ledger.parquet"
+    sources = build.sources(mutant.given, mutant.site)
+    return build.build(sources, scene.out, mutant.settings, Machine(), ledger=ledger, fingerprint=0, show=silent)
+
+
+def check(counts: build.Counts, folder: Path) -> None:
+    """The store is whole, and the counts add up."""
+    questions = [(split, one) for split in build.wanted(FRACTIONS) for one in store.read_questions(folder, split)]
+    keys = Counter((one.site, one.id) for _, one in questions)
+    assert max(keys.values()) == 1, "a question is there twice"
+    of_cluster: dict[str, set[str]] = {}
+    for split, one in questions:
+        of_cluster.setdefault(one.cluster, set()).add(split)
+        assert one.text.strip(), "a question without text"
+        ids = [answer.id for answer in one.answers]
+        assert ids == sorted(set(ids)), "answers out of order, or twice"
+        for pair in one.pairs:
+            assert 0 <= pair.better < len(ids), "a pair of no answer"
+            assert 0 <= pair.worse < len(ids), "a pair of no answer"
+            assert pair.better != pair.worse, "a pair of one answer"
+            assert pair.gap >= 1, "a pair without a gap"
+    assert all(len(splits) == 1 for splits in of_cluster.values()), "a cluster in two splits"
+    answers = sum(len(one.answers) for _, one in questions)
+    assert counts["rows"] == len(questions) + answers + sum(counts["dropped"].values()), "rows do not add up"
+    assert not (folder / "work").exists(), "the folder of work is left"
+    assert all(watching.SECRET not in f"{one.title} {one.text} {one.answers}" for _, one in questions), (
+        "a canary was read"
+    )
+
+
+def check_told(message: str, mutant: Mutant, folder: Path) -> None:
+    """The message says what is wrong, to somebody who sees nothing else."""
+    assert 20 <= len(message) <= 3000 + max(map(len, mutant.given)), "an error of no use"
+    message.encode()
+    assert not any(ord(sign) < 32 and sign not in "\n\t" for sign in message), "an error with control characters"
+    inputs = [str(folder), "ledger.parquet", *(str(StackllamaError(one)) for one in mutant.given if one)]
+    assert any(place in message for place in inputs) or "no usable pair" in message, "an error that names no input"
+
+
+def run(mutant: Mutant, scene: Scene) -> Outcome:
+    """Build it under watch."""
+    if mutant.ledger is not None:
+        (scene.out / "ledger.parquet").write_bytes(mutant.ledger)
+    scene.remember()
+    devices = (Path(one) for one in mutant.given if one in places.DEVICES)
+    watch = Watch((scene.given, scene.given.with_name("given-too"), *devices), (scene.out,))
+    files, cost = len(os.listdir("/proc/self/fd")), Cost()
+    what, told, faults = "built", "", []
+    try:
+        with watching.measuring(HANGS) as cost, watch:
+            counts = built(mutant, scene)
+        check(counts, scene.out)
+    except StackllamaError as error:
+        what, told = "refused", str(error)
+        try:
+            check_told(told, mutant, scene.given)
+        except (AssertionError, UnicodeError) as fault:
+            faults.append(f"{fault}: {told!r}"[:500])
+    except AssertionError as error:
+        faults.append("".join(traceback.format_exception(error)))
+    except watching.TooLongError as error:
+        faults.append("".join(traceback.format_exception(error)[-8:]))
+    except Exception as error:
+        faults.append("".join(traceback.format_exception(error)))
+    faults += [*watch.found, *scene.changed()]
+    if cost.seconds > SECONDS or cost.megabytes > MEGABYTES:
+        faults.append(f"took {cost.seconds:.1f} s and {cost.megabytes:.0f} MB")
+    if any(thread.name == "stackllama-7z" for thread in threading.enumerate()):
+        faults.append("a thread is left")
+    if len(os.listdir("/proc/self/fd")) > files and (gc.collect() or True) and len(os.listdir("/proc/self/fd")) > files:
+        faults.append("a file is left open")
+    return Outcome(*(("at fault", "\n".join(faults)) if faults else (what, told)), cost)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory, where there is one: it is written ten thousand times."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place, prefix="stackllama-mutations-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def tried(seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mutant, Outcome]:
+    scene = Scene(folder / str(seed))
+    mutant = make(seed, scene.given)
+    with monkeypatch.context() as patch:
+        if seed % 20:
+            patch.setattr("duckdb.connect", lambda **config: _database().cursor())
+        if mutant.small:
+            patch.setattr("stackllama.data.gathering.piece_size", lambda total: 2000)
+            patch.setattr("stackllama.data.gathering.bucket_count", lambda total, piece: 3)
+            patch.setattr("stackllama.data.interchange_read.PIECE_BYTES", 1000)
+        outcome = run(mutant, scene)
+    return mutant, outcome
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """A database for all builds but a few: to open one takes as long as the rest of a build that small."""
+    return _connect(config={"memory_limit": "384MB", "threads": 1})
+
+
+_connect = duckdb.connect
+
+
+def lots() -> list[range]:
+    if ALONE:
+        return [range(int(ALONE), int(ALONE) + 1)]
+    return [range(start, min(start + LOT, SEEDS)) for start in range(0, SEEDS, LOT)]
+
+
+@pytest.mark.parametrize("seeds", lots(), ids=str)
+def test_bad_inputs_are_built_or_refused(
+    seeds: range, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: dict[int, Outcome] = {}
+    faults = []
+    for seed in seeds:
+        (tmp_path / "seed").write_text(str(seed))  # for one that takes the interpreter down
+        mutant, outcome = tried(seed, folder, monkeypatch)
+        outcomes[seed] = outcome
+        if outcome.what == "at fault":
+            kept = tmp_path / str(seed)
+            shutil.copytree(folder / str(seed), kept, symlinks=True, ignore=_special)
+            faults.append(
+                f"seed {seed}, {mutant.shape}, {', '.join(mutant.steps)}\n{outcome.told}\n"
+                f"its input is kept in {kept}; again: STACKLLAMA_MUTATION={seed} python -m pytest {__file__}"
+            )
+        shutil.rmtree(folder / str(seed), ignore_errors=True)
+    print(summary(outcomes))
+    assert not faults, "\n\n".join(faults)
+
+
+def _special(place: str, names: list[str]) -> list[str]:
+    """Pipes and the like, which cannot be copied."""
+    paths = [Path(place, name) for name in names]
+    return [path.name for path in paths if not (path.is_symlink() or path.is_file() or path.is_dir())]
+
+
+def summary(outcomes: dict[int, Outcome]) -> str:
+    counts = Counter(outcome.what for outcome in outcomes.values())
+    slow = max(outcomes, key=lambda seed: outcomes[seed].cost.seconds)
+    large = max(outcomes, key=lambda seed: outcomes[seed].cost.megabytes)
+    return (
+        f"seeds {min(outcomes)} to {max(outcomes)}: {', '.join(f'{n} {what}' for what, n in sorted(counts.items()))}; "
+        f"longest {outcomes[slow].cost.seconds:.2f} s (seed {slow}), "
+        f"largest {outcomes[large].cost.megabytes:.0f} MB (seed {large})"
+    )
