@@ -24,7 +24,7 @@ import torch
 
 from stackllama.assembly import BF16_FEATURES
 from stackllama.data import build, store, synthetic
-from stackllama.data.posts import read_questions
+from stackllama.data.preferences import PairRules
 from stackllama.environment import processor_features
 from stackllama.model.load import load_base
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
@@ -66,8 +66,9 @@ def measure(seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic.write_dump(folder / "dump", questions=1000, seed=0, fractions=FRACTIONS)
-        questions, _ = build.gather([read_questions(folder / "dump", site=synthetic.SITE)])
-        build.write_splits(folder, questions, fractions=FRACTIONS, max_pairs=10, ledger=folder / "ledger.parquet")
+        settings = build.Settings(FRACTIONS, PairRules(), build.Clustering(near_copies=False))
+        dump = build.sources([folder / "dump"], synthetic.SITE)
+        build.build(dump, folder, settings, build.Machine(), ledger=folder / "ledger.parquet", fingerprint=0)
         splits = {split: store.read_questions(folder, split) for split in ("sft", "reward", "ppo")}
     trunk = Trunk(base.model, precision=precision)
     trunk.add_copy("sft")

@@ -4,7 +4,7 @@
 
 Prints, for each way and over all dumps together, how often the earlier and the longer answer of a pair is the better
 one: the mean over questions of the mean over their pairs, with its standard error. One half is no bias. The last line
-is one JSON object. docs/decisions/0015-time-correction.md says what was concluded.
+is one JSON object. docs/decisions/0014-time-correction.md says what was concluded.
 
 Ways: all votes; votes from the later answer's day on, and 1, 2, ... days after it; votes in windows of equal length
 after each answer's own day; without dates: answers posted within a few days of each other, votes for each day that an
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from stackllama.data.archive import open_tables
 from stackllama.data.gathering import gather
 from stackllama.data.joining import VOTES, join_bucket, read_joined
+from stackllama.data.keys import join_keys
 from stackllama.data.nesting import to_answers
 from stackllama.data.pairing import Answers, Pairs, choose
 from stackllama.data.pieces import Source
@@ -62,7 +63,8 @@ def read(dump: Path) -> Answers:
     """All answers of a dump with their dated votes."""
     with TemporaryDirectory() as folder, open_workers("local", 1) as over, open_tables(dump) as tables:
         source = Source(0, str(dump), tables.site)
-        gathered = gather([source], Path(folder), over, allow_truncated=False, threads=1, tell=lambda *_: None)
+        gathered = gather([source], Path(folder), over, allow_truncated=False, tell=lambda *_: None)
+        join_keys(Path(folder), threads=1)
         if gathered.buckets != 1:
             raise SystemExit(f"{dump} is too large for this measurement; give a site of less than 30 MB")
         joined = join_bucket(Path(folder), gathered.posts, 0)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from stackllama.assembly import FINAL, FROZEN, SFT, Assembled, check_fits, load_roles, load_trunk, source_hashes
+from stackllama.assembly import (
+    FINAL,
+    FROZEN,
+    SFT,
+    Assembled,
+    check_fits,
+    load_roles,
+    load_trunk,
+    source_hashes,
+)
 from stackllama.errors import DumpError, ModelError, RunError
 from stackllama.files import digest_folder
 from stackllama.model.folder import LoadedBase, save_model

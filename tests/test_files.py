@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from stackllama.errors import RunError
-from stackllama.files import atomic_folder, atomic_write_json, atomic_write_text, digest_folder, digest_json, read_json
+from stackllama.files import (
+    atomic_folder,
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    digest_folder,
+    digest_json,
+    read_json,
+    readable_size,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -86,6 +95,24 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path: Path)
     assert names(tmp_path) == sorted([f".a.tmp-{os.getppid()}", ".ab.tmp-1x", "a"])
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (3_337_659, "3.34 MB"),
+        (99_960_000, "100 MB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (20_612_000_000, "20.6 GB"),
+        (5e15, "5000 TB"),
+    ],
+)
+def test_sizes_for_reading(size: float, shown: str) -> None:
+    assert readable_size(size) == shown
+
+
 def test_a_folder_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"a cannot be written: (File exists|Not a directory)"):
@@ -108,6 +135,16 @@ def test_digests_know_names_and_contents_but_not_the_order_of_keys(tmp_path: Pat
     assert len(set(digests.values())) == 3
     assert digest_json({"a": 1, "b": 2}) == digest_json(json.loads('{"b": 2, "a": 1}'))
     assert digest_json([1, 2]) != digest_json([2, 1])
+
+
+def test_where_no_file_can_be_written_is_told_and_the_disk_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "file", "choose")
+    check_writable(tmp_path / "new" / "deep" / "file", "choose")
+    for wrong in (tmp_path, tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(RunError, match=r"cannot be written: .*; choose"):
+            check_writable(wrong, "choose")
+    assert names(tmp_path) == ["file"]
 
 
 def test_names_that_are_no_utf8_have_a_digest_too() -> None:

@@ -17,6 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ground": (
         "errors",
         "files",
+        "terminal",
         "environment",
         "recipe",
         "recipe_load",
@@ -32,7 +33,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rollout": ("rollout",),
     "train": ("train",),
     "judge": ("evaluate", "report"),
-    "face": ("serve", "export", "assembly", "stages", "chat", "scoring", "doctor", "arguments", "cli"),
+    "face": (
+        "serve",
+        "export",
+        "assembly",
+        "stages",
+        "chat",
+        "scoring",
+        "doctor",
+        "arguments",
+        "data_settings",
+        "data_commands",
+        "cli",
+    ),
 }
 """Layer -> modules and packages of stackllama, in the order of import."""
 

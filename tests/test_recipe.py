@@ -56,6 +56,13 @@ def test_the_original_recipe_can_be_stated(tmp_path: Path) -> None:
     assert recipe.stages == ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
 
+def test_the_bare_word_off_is_a_choice(tmp_path: Path) -> None:
+    text = "data: {source: a.7z, links: off, preferences: {time: off}, cleaning: {emails: off, language: off}}"
+    data = load_recipe(write(tmp_path, text)).data  # YAML 1.1 reads off as false
+    assert (data.links, data.preferences.time, data.cleaning.emails, data.cleaning.language) == ("off",) * 4
+    assert "data.links = True is not allowed" in problem(tmp_path, "data: {source: a.7z, links: on}")
+
+
 @pytest.mark.parametrize("name", ["quickstart", "embedded-base", "smollm2-beer"])
 def test_packaged_recipes_load_and_state_only_differences(name: str) -> None:
     path = packaged_recipes()[name]

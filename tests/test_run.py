@@ -140,7 +140,15 @@ def test_a_recipe_that_differs_where_a_stage_has_begun_is_refused(tmp_path: Path
 
 def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     untouching = {key for key, field in known_keys() if section_of(field) is None and first_touched(key) is None}
-    assert untouching == {"name", "folder", "compute.threads", "compute.checkpoint_steps", "compute.log_steps"}
+    assert untouching == {
+        "name",
+        "folder",
+        "data.address",
+        "compute.threads",
+        "compute.engine",
+        "compute.checkpoint_steps",
+        "compute.log_steps",
+    }
     assert (first_touched("ppo.kl.target"), first_touched("base.model"), first_touched("seed")) == (
         "ppo",
         "sft",

@@ -16,10 +16,7 @@ import torch
 
 from stackllama.data import interchange_read, store
 from stackllama.data.archive import digest_dump
-from stackllama.data.clusters import Clustering
-from stackllama.data.interchange import frame
 from stackllama.data.posts import Question
-from stackllama.data.preferences import PairRules
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError
 from stackllama.files import digest_folder
@@ -41,7 +38,7 @@ from stackllama.tokens.sources import (
     encode_pairs,
     encode_prompts,
 )
-from stackllama.tokens.template import FINGERPRINT, question_text, root_text
+from stackllama.tokens.template import FINGERPRINT
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.guard import Guard
 from stackllama.train.loop import Loop, Settings
@@ -104,11 +101,6 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
         source: interchange_read.digest(source) if interchange_read.is_records(source) else digest_dump(Path(source))
         for source in recipe.data.source
     }
-
-
-def prompt_frame(recipe: Recipe) -> tuple[str, str]:
-    """What the template writes before and after a question; it is taken off prompts of other tools."""
-    return frame(lambda title, body: root_text(question_text(title if recipe.data.titles else "", body)))
 
 
 def base_hashes(base: LoadedBase) -> dict[str, str]:
@@ -277,18 +269,6 @@ def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> 
     return questions, encode_prompts(
         tokenizer, questions, titles=recipe.data.titles, max_tokens=recipe.ppo.max_prompt_tokens
     )
-
-
-def clustering(recipe: Recipe) -> Clustering:
-    """What makes two questions one cluster. Those of the embedded community come from templates, so there near-copies
-    of a text ask different things.
-    """
-    return Clustering(recipe.data.near_copies and recipe.data.source != (EMBEDDED,), recipe.data.links)
-
-
-def pair_rules(recipe: Recipe) -> PairRules:
-    """What makes two answers a pair."""
-    return PairRules(max_pairs=recipe.data.max_pairs, **recipe.data.preferences.model_dump())
 
 
 def ppo_settings(recipe: Recipe) -> PPOSettings:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stackllama.arguments import DATA_COMMANDS, Arguments, build_parser, parse
 from stackllama.errors import RecipeError, StackllamaError
+from stackllama.terminal import visible
 
 if TYPE_CHECKING:
     from stackllama.recipe import Recipe
@@ -64,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(text: str) -> None:
     """A line for the user, on stderr. Texts of a dump may stand in it, so control characters are written out."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    print(shown, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def say_next(*words: str | Path) -> None:

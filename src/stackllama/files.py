@@ -60,7 +60,8 @@ def check_writable(path: Path, otherwise: str) -> None:
     Errors: RunError where it cannot be; its last words are `otherwise`.
     """
     try:
-        path.is_file()  # of a name too long, too, the system says so
+        if path.is_dir():  # of a name too long, too, the system says so
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         there = next(parent for parent in path.absolute().parents if parent.exists())
         probe = there / f".{path.name}{_TEMPORARY}{os.getpid()}"
         probe.touch()
@@ -99,6 +100,15 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # names of files need not be UTF-8
 
 
+def readable_size(size: float) -> str:
+    """Bytes for reading: `512 bytes`, `3.34 MB`, `20.6 GB`."""
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 99.95 else f"{size:#.3g} {unit}"
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a file or folder is one that an unfinished write left behind."""
     return path.name.startswith(".") and _TEMPORARY in path.name
@@ -120,17 +130,18 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def raise_if_full(error: BaseException, path: Path) -> None:
+def raise_if_full(error: BaseException, path: Path, *, left: str = "nothing half-written is left") -> None:
     """Raise RunError where `error` says that the disk is full or refuses to be written, else do nothing.
 
-    Libraries wrap the operating system's error in their own, so its words are looked for too.
+    left: what is on the disk now, in the words of the message. Libraries wrap the operating system's error in their
+    own, so its words are looked for too.
     """
     if isinstance(error, StackllamaError):
         return
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or os.strerror(errno.ENOSPC) in str(error):
         raise RunError(
-            f"the disk that holds {path.parent} is full, so {path.name} was not written; nothing half-written is left. "
+            f"the disk that holds {path.parent} is full, so {path.name} was not written; {left}. "
             "Free some space and give the same command again"
         ) from error
     if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 EMBEDDED = "embedded"
 EMBEDDED_TEXT = "embedded-text"
+PUBLIC_DUMP = "https://archive.org/download/stackexchange"
 SIZE = re.compile(r"\d+(\.\d+)?[mMbB]")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -24,6 +25,14 @@ Linear = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _off(value: object) -> object:
+    """YAML reads the bare word `off` as false."""
+    return "off" if value is False else value
+
+
+_OFF = BeforeValidator(_off)
 
 
 class Section(BaseModel):
@@ -75,7 +84,7 @@ class Preferences(Section):
         description="Where the accepted answer has fewer votes: the score decides (the original), the votes, or the "
         "accepted mark; or the pair is dropped.",
     )
-    time: Literal["off", "since_later"] = Field(
+    time: Annotated[Literal["off", "since_later"], _OFF] = Field(
         "since_later",
         description="Where Votes.xml dates every vote of a question: judge by the votes since the later answer's day, "
         "which both could have had; or by all votes (the original: off).",
@@ -104,6 +113,34 @@ class Preferences(Section):
     )
 
 
+class Cleaning(Section):
+    """What is taken out of posts; docs/cleaning.md has the rules, the report of the data stage the counts."""
+
+    control_tokens: Annotated[Literal["off", "break", "drop"], _OFF] = Field(
+        "break",
+        description="Texts that tokenizers of other tools read as control tokens, such as `<|im_end|>`: left as they "
+        "are, broken by a space before their last character, or their post dropped.",
+    )
+    emails: Annotated[Literal["off", "mask", "drop"], _OFF] = Field(
+        "mask",
+        description="E-mail addresses: left as they are, replaced by `email@example.com`, or their post dropped.",
+    )
+    secrets: Annotated[Literal["off", "mask", "drop"], _OFF] = Field(
+        "mask",
+        description="Private keys, tokens of known forms, and passwords where one stands: left as they are, replaced "
+        "by `REDACTED`, or their post dropped.",
+    )
+    link_only: Literal["keep", "drop"] = Field(
+        "drop",
+        description="Answers with links or images and, beside them, no code and fewer than 10 letters and digits.",
+    )
+    language: Annotated[Literal["off", "check", "drop"], _OFF] = Field(
+        "check",
+        description="Whether the language of each site is looked at (200 of its questions) and reported, and whether "
+        "posts that are clearly in another one are dropped (never for `embedded`).",
+    )
+
+
 class Data(Section):
     """The dump and what is made of it."""
 
@@ -113,6 +150,12 @@ class Data(Section):
         "preference data of other tools: .parquet and .jsonl files, folders of them, or `hub:OWNER/NAME`; or "
         "`embedded` (the synthetic community); or `embedded-text` (plain text of its world, for pretraining).",
     )
+    address: str = Field(
+        PUBLIC_DUMP,
+        min_length=1,
+        description="Folder on the web from which `stackllama data fetch` downloads archives; nothing else looks at "
+        "it. The default is the Internet Archive's item of the public dump.",
+    )
     questions: int = Field(4000, ge=10, le=10_000_000, description="Questions to generate (source `embedded` only).")
     documents: int = Field(20_000, ge=10, description="Documents to generate (source `embedded-text` only).")
     titles: bool = Field(True, description="Whether a question's title stands above its body (the original: false).")
@@ -120,6 +163,7 @@ class Data(Section):
     preferences: Preferences = Field(
         default_factory=Preferences, description="Which two answers of a question make a pair, and how much it counts."
     )
+    cleaning: Cleaning = Field(default_factory=Cleaning, description="What is taken out of posts.")
     allow_truncated: bool = Field(False, description="Whether a dump that breaks off is used up to its last whole row.")
     splits: Splits = Field(default_factory=Splits, description="How the questions are shared out.")
     near_copies: bool = Field(
@@ -127,7 +171,7 @@ class Data(Section):
         description="Whether questions whose texts are nearly the same fall into one split, as one cluster (never for "
         "`embedded`, whose questions come from templates).",
     )
-    links: Literal["off", "duplicates", "all"] = Field(
+    links: Annotated[Literal["off", "duplicates", "all"], _OFF] = Field(
         "duplicates",
         description="Questions that PostLinks ties into one cluster: none, declared duplicates, or every linked pair.",
     )

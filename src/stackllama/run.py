@@ -44,8 +44,9 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """What a stage is made from; `evaluate` of a recipe without PPO does not exist."""
 
-FIRST_TOUCHED = {
+FIRST_TOUCHED: dict[str, str | None] = {
     "seed": "data",
+    "data.address": None,  # whence an archive came does not matter, its hash is noted
     "base": "sft",
     "compute.dtype": "sft",
     "compute.row_tokens": "sft",
@@ -56,7 +57,8 @@ FIRST_TOUCHED = {
     "ppo.method": "sft",
     **{stage: stage for stage in STAGES},
 }
-"""First stage that a key, or any key of a section, changes. Keys that are not here change nothing that is kept."""
+"""First stage that a key, or any key of a section, changes. None, and keys that are not here, change nothing that is
+kept."""
 
 _FORMAT = 1
 _RECIPE = "recipe.yaml"

@@ -22,16 +22,13 @@ from stackllama.assembly import (
     base_hashes,
     check_enough,
     check_fits,
-    clustering,
     kl_controller,
     load_roles,
     load_trunk,
-    pair_rules,
     paired_trees,
     ppo_settings,
     precision,
     prepare_machine,
-    prompt_frame,
     prompt_trees,
     resampling,
     sft_trees,
@@ -41,8 +38,8 @@ from stackllama.assembly import (
     training_texts,
     weight_type,
 )
-from stackllama.data import baselines, build, store, synthetic
-from stackllama.data.gathering import Tell
+from stackllama.data import baselines, build, language, store, synthetic
+from stackllama.data_settings import build_settings
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
 from stackllama.evaluate.policy import Likelihood, likelihood
@@ -66,7 +63,7 @@ from stackllama.tokens.forest import Tree
 from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import reward_row, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.metrics import progress
+from stackllama.train.metrics import telling
 
 MERGE_LOSS = 0.05
 """Share of SFT's gain in perplexity that rounding the merged weights may eat; beyond it the adapter stays live."""
@@ -100,41 +97,24 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     """Build the store; the embedded community is written as a dump first."""
     paths: list[str | Path] = [*recipe.data.source]
     site = None
-    fractions = recipe.data.splits.model_dump()
+    settings = build_settings(recipe)
     if recipe.data.source == (EMBEDDED,):
         dump, site = folder / "dump", synthetic.SITE
         paths = [dump]
         synthetic.write_dump(
-            dump, questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=fractions
+            dump, questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=settings.fractions
         )
-    settings = build.Settings(
-        fractions=fractions,
-        rules=pair_rules(recipe),
-        clustering=clustering(recipe),
-        allow_truncated=recipe.data.allow_truncated,
-        frame=prompt_frame(recipe),
-    )
     machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
     sources = build.sources(paths, site)
     ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
-    counts = build.build(sources, folder, settings, machine, ledger=ledger, fingerprint=dict(inputs), show=_shown)
+    counts = build.build(sources, folder, settings, machine, ledger=ledger, fingerprint=dict(inputs), show=telling)
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")
+    for name, found in counts["languages"].items():
+        print(f"{name}: {language.told(found)}")
     print("\n".join(baselines.table(counts["baselines"])))
     return counts
-
-
-@contextmanager
-def _shown(title: str, unit: str) -> Iterator[Tell]:
-    """A progress display that is told what is done and the total."""
-    with progress(title, 1, unit) as show:
-
-        def tell(done: int, total: int) -> None:
-            show.total = total
-            show.advance(done - show.done)
-
-        yield tell
 
 
 def run_sft(recipe: Recipe, run: Run) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stackllama.data import baselines
-from stackllama.data.baselines import STATED, add, alternatives, ladder, table, tally
+from stackllama.data.baselines import STATED, add, alternatives, is_row, ladder, table, tally
 from stackllama.data.pairing import Pairs, choose, to_columns
 from stackllama.data.posts import Answer, Attribution, Pair, Question
 from stackllama.data.preferences import PairRules, earlier_wins, longer_wins
@@ -95,3 +95,12 @@ def test_the_table_for_a_terminal() -> None:
     lines = list(table(add([tally(to_columns(QUESTIONS), NONE, PairRules(min_votes=100), 3)])))
     assert lines[1].split() == ["the", "original", "rules", "2", "4", "0.833±0.118", "0.583±0.295"]
     assert lines[2].split() == ["min_votes:", "100", "0", "0", "-", "-"]
+
+
+def test_a_row_that_was_read_from_a_file() -> None:
+    for row in add([tally(to_columns(QUESTIONS), NONE, PairRules(min_votes=100), 3)]):
+        assert is_row(row)
+        assert not is_row(row | {"pairs": "7"})
+        assert not is_row(row | {"longer_wins": "much"})
+        assert not is_row({name: row[name] for name in row if name != "rules"})
+    assert not is_row(None)

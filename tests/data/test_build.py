@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +16,6 @@ import pytest
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.clusters import Clustering
-from stackllama.data.gathering import Tell
 from stackllama.data.pairing import MOST_ANSWERS
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
@@ -39,14 +36,9 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def silent(title: str, unit: str) -> Iterator[Tell]:
-    yield lambda done, total: None
-
-
 def built(folder: Path, *dumps: Path, settings: Settings = SETTINGS, machine: Machine = ALONE) -> build.Counts:
     dumped, ledger = build.sources(dumps, SITE), folder / "ledger.parquet"
-    return build.build(dumped, folder, settings, machine, ledger=ledger, fingerprint=0, show=silent)
+    return build.build(dumped, folder, settings, machine, ledger=ledger, fingerprint=0)
 
 
 def questions(folder: Path) -> list[Question]:
@@ -194,7 +186,7 @@ def test_a_folder_whose_name_is_no_utf8_is_built(tmp_path: Path) -> None:
     folder = site(tmp_path / os.fsdecode(b"caf\xe9"), [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
     dumped = build.sources([folder])
     ledger = tmp_path / "ledger.parquet"
-    build.build(dumped, tmp_path / "out", SETTINGS, ALONE, ledger=ledger, fingerprint=0, show=silent)
+    build.build(dumped, tmp_path / "out", SETTINGS, ALONE, ledger=ledger, fingerprint=0)
     assert [one.site for one in questions(tmp_path / "out")] == ["caf?"]
 
 

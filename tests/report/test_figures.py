@@ -130,7 +130,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_contrast_in_light_and_dark() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    page = (ROOT / "src/stackllama/report/template.html.jinja").read_text("utf-8")
+    page = (ROOT / "src/stackllama/report/style.css").read_text("utf-8")
     themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{([^}]*)\}", page)]
     assert len(themes) == 2
     for theme in themes:

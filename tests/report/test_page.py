@@ -357,6 +357,16 @@ def test_unknown_and_odd_values_break_nothing_and_show_nowhere(bare: Path) -> No
     assert page.count("<article>") == 3
 
 
+def test_the_baselines_under_each_rule_and_why_there_is_no_pair(bare: Path) -> None:
+    known = {"longer_wins": 0.7, "longer_error": 0.01, "earlier_wins": 0.5, "earlier_error": 0.02}
+    row = {"rules": "the original rules", "questions": 1234, "pairs": 5678, **known}
+    edit(bare / "data" / "report.json", baselines=[row, 7, {"rules": "odd"}], pairs_dropped={"pair: tied score": 4321})
+    text = re.sub(r"\s+", " ", words(write_report(bare).read_text("utf-8")))
+    assert "the original rules 1,234 5,678 0.700 ± 0.010 0.500 ± 0.020" in text
+    assert "pair: tied score 4,321" in text
+    assert "odd" not in text
+
+
 def test_torn_lines_are_told(run: Path) -> None:
     with (run / "ppo" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 81, "rew')

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from stackllama.errors import RunError
-from stackllama.train.metrics import JsonlLog, progress, read_log
+from stackllama.train.metrics import JsonlLog, progress, read_log, telling
 
 
 class Clock:
@@ -122,6 +122,15 @@ def test_a_resumed_run_counts_its_own_rate() -> None:
     )
 
 
+def test_bytes_are_shown_for_reading() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with progress("x.7z", 20_000_000_000, "bytes", 5_000_000_000, stream=stream, clock=clock) as show:
+        clock.now += 100
+        show.advance(1_250_000_000)
+    # 1.25 GB in 100 s: 12.5 MB/s; 13.75 GB left: 1100 s
+    assert stream.getvalue().splitlines()[-1] == "x.7z:  6.25 GB of 20.0 GB  12.5 MB/s  1:40, 18:20 left"
+
+
 def test_the_last_line_is_not_said_twice_and_comes_on_errors_too() -> None:
     stream, clock = io.StringIO(), Clock()
 
@@ -189,3 +198,13 @@ def test_nothing_in_all_does_not_divide_by_zero() -> None:
     with progress("sft", 0, "rows", stream=stream, clock=Clock()) as show:
         Console(file=io.StringIO(), width=80).print(show)
     assert stream.getvalue() == "sft:  0/0 rows  0:00\n"
+
+
+def test_work_that_says_itself_how_much_there_is() -> None:
+    stream = io.StringIO()
+    with telling("reading", "rows", stream=stream) as tell:
+        tell(0, 200)
+        tell(50, 200)
+        tell(200, 200)
+    assert stream.getvalue().splitlines()[0].startswith("reading:  0/1 rows")
+    assert stream.getvalue().splitlines()[-1].startswith("reading:  200/200 rows")

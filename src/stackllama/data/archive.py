@@ -103,6 +103,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def check_archive(path: Path) -> None:
+    """Make sure that the file is a whole .7z: its table of contents stands at its end. Raises DumpError if not."""
+    with path.open("rb") as file, _opened(path, file):
+        pass
+
+
 def digest_dump(path: Path) -> str:
     """SHA-256 over the names and contents of the files that are read of the dump at `path`, and of no others.
 

@@ -102,6 +102,16 @@ def add(tallies: Iterable[Mapping[str, Sums]]) -> list[Row]:
     return [_row(name, sums) for name, sums in totals.items()]
 
 
+def is_row(value: Any) -> bool:
+    """Whether a value is one of the rows that `add` gives; what was read from a file may be anything."""
+    if not isinstance(value, dict) or not value.keys() >= _row("", [0.0] * 6).keys():
+        return False
+    counts = all(type(value[name]) is int for name in ("questions", "pairs"))
+    means = [value[f"{what}_{part}"] for what in ("longer", "earlier") for part in ("wins", "error")]
+    found = all(type(mean) in ((int, float) if value["questions"] else (type(None),)) for mean in means)
+    return isinstance(value["rules"], str) and counts and found
+
+
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of a table of `rows`, for a terminal."""
     wide = max((len(row["rules"]) for row in rows), default=0)

@@ -39,7 +39,8 @@ class Bucketing:
     """What decides the outcome of a bucket, beside its number.
 
     `work` has what the pieces left; the shards go to `store`. `pieces` are the files of posts, each with the number
-    of its source; `questions` is how many all buckets hold; `past` are the files of what the ledger knew.
+    of its source; `questions` is how many all buckets hold; `past` are the files of what the ledger knew; `own` has the
+    languages that the posts of each site may be in, None where nobody asks.
     """
 
     work: Path
@@ -49,6 +50,7 @@ class Bucketing:
     rules: PairRules
     questions: int
     past: tuple[Path, ...] = ()
+    own: Mapping[str, frozenset[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _read_finished(path: Path) -> Finished | None:
 
 
 def _finish(bucketing: Bucketing, bucket: int) -> Finished:
-    joined = join_bucket(bucketing.work, bucketing.pieces, bucket)
+    joined = join_bucket(bucketing.work, bucketing.pieces, bucket, bucketing.own)
     pairs: Counter[str] = Counter()
     splits, clusters = _splits(bucketing, bucket, joined.questions)
     chosen, weight_Q, sums = _paired(joined, bucketing, bucket, pairs)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,12 @@ from typing import Any
 from stackllama.data import baselines, interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
+from stackllama.data.cleaning import DROP, Cleaning
 from stackllama.data.clusters import Clustering, check_clusters, write_clusters
 from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
+from stackllama.data.keys import join_keys
+from stackllama.data.language import own_languages
 from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
 from stackllama.data.pairing import BY_ALL, BY_DATED, CROWDED, no_pairs
 from stackllama.data.pieces import Source
@@ -40,6 +43,12 @@ Show = Callable[[str, str], AbstractContextManager[Tell]]
 """Opens a progress display of a title and a unit."""
 
 
+@contextmanager
+def silent(_title: str, _unit: str) -> Iterator[Tell]:
+    """Shows nothing."""
+    yield lambda _done, _total: None
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What decides the outcome of a build, beside the dumps."""
@@ -47,6 +56,7 @@ class Settings:
     fractions: Mapping[str, float]
     rules: PairRules
     clustering: Clustering = field(default_factory=Clustering)
+    cleaning: Cleaning = field(default_factory=Cleaning)
     allow_truncated: bool = False
     frame: Frame = ("", "")
 
@@ -81,7 +91,7 @@ def build(
     *,
     ledger: Path,
     fingerprint: object,
-    show: Show,
+    show: Show = silent,
 ) -> Counts:
     """Build the store in `folder` out of the sources, and give the counts.
 
@@ -90,6 +100,7 @@ def build(
     build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
     RunError where the disk refuses.
     """
+    folder, ledger = folder.absolute(), ledger.absolute()  # workers may stand elsewhere
     work = folder / "work"
     open_ledger(ledger)  # one that cannot be used is told before hours of work
     past = digest_file(ledger) if ledger.exists() else None
@@ -104,19 +115,31 @@ def build(
                 allow_truncated=settings.allow_truncated,
                 frame=settings.frame,
                 near_copies=settings.clustering.near_copies,
-                threads=machine.workers,
+                cleaning=settings.cleaning,
                 tell=tell,
             )
-        sites = {source.number: source.site for source in dumps}
-        clusters = write_clusters(
-            work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
-        )
+        with show("data: joining", "steps") as tell:
+            clusters = _join(gathered, work, settings, machine, tell, ledger)
         with show("data: writing", "buckets") as tell:
             finished = _finish(gathered, folder, settings, over, tell, ledger)
     counts = _commit(folder, gathered, finished, settings)
     save_ledger(ledger, sorted(work.glob("bucket-*.ledger")), folder=work)
     shutil.rmtree(work)
     return counts | {"clusters": clusters}
+
+
+def _join(
+    gathered: Gathered, work: Path, settings: Settings, machine: Machine, tell: Tell, ledger: Path
+) -> dict[str, int]:
+    """What goes over a whole dump and not bucket by bucket: names, dated votes, doubles, clusters. Gives counts."""
+    join_keys(work, threads=machine.workers)
+    tell(1, 2)
+    sites = {source.number: source.site for source in gathered.sources}
+    counts = write_clusters(
+        work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
+    )
+    tell(2, 2)
+    return counts
 
 
 def _finish(
@@ -131,6 +154,7 @@ def _finish(
         settings.rules,
         gathered.questions,
         _deal_past(ledger, folder / "work", gathered.buckets),
+        own_languages(gathered.languages) if settings.cleaning.language == DROP else None,
     )
     found: dict[int, Finished] = {}
     for bucket, finished in over(range(gathered.buckets), partial(finish, bucketing)):
@@ -177,6 +201,7 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
         "pairs_dropped": dict(sorted(pairs.items())),
         "notes": dict(sorted(notes.items())),
         "truncated": gathered.truncated,
+        "languages": gathered.languages,
         "baselines": baselines.add(one.baselines for one in finished),
     }
 

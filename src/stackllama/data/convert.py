@@ -3,6 +3,7 @@
     NAME.arrow       posts, dealt to buckets by their question
     NAME.parquet     what joins by id: of posts (bucket, question, id, owner), users, votes or links
     NAME.*.npy       signatures of questions, and their bands; NAME.asked says whose they are
+    NAME.sample      questions by which the language of their site is told
     NAME.json        counts, written last: a piece whose JSON is there is done
 
 A function of the piece and the settings alone, so pieces are converted in any order, by any number of processes, here
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stackllama.data import interchange_read
+from stackllama.data import interchange_read, language
+from stackllama.data.cleaning import OFF, Cleaning, clean_posts
 from stackllama.data.dump import rows
 from stackllama.data.duplicates import ASKED, band_keys, signatures
 from stackllama.data.interchange_rows import Frame
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Post, parse_link, parse_post, parse_user
-from stackllama.data.records import to_rows
+from stackllama.data.records import mended, to_rows
 from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
 from stackllama.data.votes import parse_vote
 from stackllama.errors import DumpError
@@ -66,12 +68,13 @@ class Conversion:
     allow_truncated: bool = False
     frame: Frame = ("", "")
     near_copies: bool = True
+    cleaning: Cleaning = field(default_factory=Cleaning)
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What came of a piece: the rows of its table, the questions kept, the rows dropped by reason, and the byte
-    after the last complete row where the table breaks off.
+    """What came of a piece: the rows of its table, the questions kept, the rows dropped by reason (and what was changed
+    in texts), and the byte after the last complete row where the table breaks off.
     """
 
     rows: int
@@ -116,8 +119,9 @@ def _convert(conversion: Conversion, piece: Piece, path: Path) -> Converted:
         reader = rows(stream, table=piece.table, allow_truncated=conversion.allow_truncated, place=piece.place)
         if piece.table == "Posts":
             posts = posts_table(_kept((parse_post(row) for row in reader), dropped), piece.source.site)
+            posts = clean_posts(posts, conversion.cleaning, dropped)
             keys = _deal(posts, piece, conversion.buckets, path)
-            _sign(conversion, posts, path)
+            _look_at(conversion, posts, path)
             questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
         else:
             keys = _keys_table(piece, list(_kept(map(_PARSERS[piece.table], reader), dropped)))
@@ -133,13 +137,17 @@ def _keys_table(piece: Piece, found: list[Any]) -> pa.Table:
 
 def _convert_records(conversion: Conversion, records: interchange_read.Piece, path: Path) -> Converted:
     reasons: Dropped = Counter()
-    posts = to_rows(interchange_read.read_piece(records, reasons, frame=conversion.frame))
+    found = to_rows(interchange_read.read_piece(records, reasons, frame=conversion.frame))
+    dropped: Dropped = Counter()
+    posts = clean_posts(found, conversion.cleaning, dropped)
+    if posts is not found:
+        posts = mended(posts, dropped)
     bucket_N = bucket_of(posts["site"], posts["question"].to_numpy(), conversion.buckets)
     write_dealt(path.with_suffix(".arrow"), posts, bucket_N)
-    _sign(conversion, posts, path)
+    _look_at(conversion, posts, path)
     questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
-    dropped = {f"record: {reason}": count for reason, count in sorted(reasons.items())}
-    return Converted(posts.num_rows, questions, dropped, None)
+    dropped.update({f"record: {reason}": count for reason, count in reasons.items()})
+    return Converted(found.num_rows, questions, dict(sorted(dropped.items())), None)
 
 
 def posts_table(posts: Iterable[Post], site: str) -> pa.Table:
@@ -162,8 +170,10 @@ def posts_table(posts: Iterable[Post], site: str) -> pa.Table:
     )
 
 
-def _sign(conversion: Conversion, posts: pa.Table, path: Path) -> None:
-    """Write what the search for near-copies needs of the questions."""
+def _look_at(conversion: Conversion, posts: pa.Table, path: Path) -> None:
+    """Write what the search for near-copies needs of the questions, and what tells their language."""
+    if conversion.cleaning.language != OFF:
+        language.write_sample(posts, path.with_suffix(".sample"))
     asked = posts.filter(pc.invert(posts["answers"])).combine_chunks()
     if not (conversion.near_copies and asked.num_rows):
         return

@@ -67,6 +67,29 @@ def band_keys(signature_NK: Signatures) -> Hashes:
     return np.ascontiguousarray(key_NB.T)
 
 
+class Texts:
+    """Texts whose signatures are worked out once, and only of those that are asked for."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._known_N = np.zeros(len(texts), bool)
+        self._signature_NK = np.empty((len(texts), BINS), np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, number: int) -> str:
+        return self._texts[number]
+
+    def signatures(self, number_N: NDArray[np.int64]) -> Signatures:
+        """The signatures (N, K) of the texts of these numbers."""
+        new = np.unique(number_N[~self._known_N[number_N]])
+        if len(new):
+            self._signature_NK[new] = signatures([self._texts[number] for number in new.tolist()])
+            self._known_N[new] = True
+        return self._signature_NK[number_N]
+
+
 def _signatures(texts: Sequence[str]) -> Signatures:
     word_W, text_W = _words(texts)
     short_N = np.bincount(text_W, minlength=len(texts)) < SHORT

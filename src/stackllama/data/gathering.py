@@ -1,4 +1,4 @@
-"""Dumps to posts in buckets: cut into pieces, converted in parallel, joined by id. What is done is kept."""
+"""Dumps to posts in buckets: cut into pieces, converted in parallel. What is done is kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from stackllama.data import language
 from stackllama.data.archive import TABLES, open_tables
+from stackllama.data.cleaning import OFF, Cleaning
 from stackllama.data.convert import Conversion, Converted, convert, read_converted
 from stackllama.data.interchange_rows import Frame
-from stackllama.data.keys import join_keys
 from stackllama.data.pieces import RECORDS, Piece, Source, cut, cut_records, piece_size
 from stackllama.data.shuffle import bucket_count
 from stackllama.data.workers import Over
@@ -30,10 +31,11 @@ LAYOUT = 1
 
 @dataclass(slots=True)
 class Gathered:
-    """Posts in buckets, joined by id. `posts` has the files of the pieces of Posts and the number of each one's source.
+    """Posts in buckets. `posts` has the files of the pieces of Posts and the number of each one's source.
 
     `rows` and `users` count rows of Posts and Users, `questions` the rows that are questions, `dropped` those left out
-    by reason; `truncated` has, by dump and table, the byte after the last complete row of what breaks off.
+    by reason; `truncated` has, by dump and table, the byte after the last complete row of what breaks off; `languages`
+    has for each site what `language.look` found.
     """
 
     sources: tuple[Source, ...]
@@ -44,6 +46,7 @@ class Gathered:
     users: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)
+    languages: dict[str, language.Report] = field(default_factory=dict)
 
 
 def gather(
@@ -54,10 +57,10 @@ def gather(
     allow_truncated: bool,
     frame: Frame = ("", ""),
     near_copies: bool = False,
-    threads: int,
+    cleaning: Cleaning = Cleaning(),  # noqa: B008 - it is frozen
     tell: Tell,
 ) -> Gathered:
-    """Convert the sources into `folder`, piece by piece, and join what joins by id; what is done is left alone.
+    """Convert the sources into `folder`, piece by piece; what is done is left alone.
 
     `tell` is told the bytes of the tables, decompressed. Raises DumpError where a dump cannot be used,
     TruncatedDumpError for one that is cut off (unless that is allowed), RunError where the disk is full.
@@ -70,7 +73,7 @@ def gather(
         size = piece_size(total)
         cuts = [cut(one, tables[one.number], TABLES, size) if one.site else records[one.number] for one in sources]
         gathered = Gathered(tuple(sources), bucket_count(total, size))
-        conversion = Conversion(folder, gathered.buckets, allow_truncated, frame, near_copies)
+        conversion = Conversion(folder, gathered.buckets, allow_truncated, frame, near_copies, cleaning)
         done, left = 0, {source.number: 0 for source in sources}
         tell(0, total)
         for piece, converted in _converted(conversion, chain.from_iterable(cuts), over):
@@ -86,7 +89,8 @@ def gather(
             )
     gathered.posts.sort()
     gathered.dropped = Counter(dict(sorted(gathered.dropped.items())))
-    join_keys(folder, threads=threads)
+    if cleaning.language != OFF:
+        gathered.languages = language.look(path.with_suffix(".sample") for path, _ in gathered.posts)
     return gathered
 
 

@@ -91,7 +91,7 @@ def pieces(where: str | Path, *, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
         site = _SHARD.sub("", path.stem) or path.stem
         try:
             cut = _cut_parquet if path.suffix == ".parquet" else _cut_jsonl
-            found += cut(path, site, piece_bytes)
+            found += cut(path.absolute(), site, piece_bytes)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read: {error}; give an intact file") from error
     return found

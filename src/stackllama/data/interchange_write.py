@@ -6,7 +6,7 @@
         data/sft-00000.parquet    the rows; .jsonl for the format jsonl
 
 Columns are exactly those of the format. Authors and licences stand beside the data, not in columns of their own: tools
-that read several files at once refuse files whose columns differ (docs/decisions/0018-interchange.md). The card names
+that read several files at once refuse files whose columns differ (docs/decisions/0015-interchange.md). The card names
 the files of each split, so `datasets.load_dataset(OUT)` does not take the attribution for data.
 
 The same store gives the same bytes (under one version of pyarrow), and memory does not grow with the store.

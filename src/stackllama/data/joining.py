@@ -8,7 +8,7 @@ Whatever finds no place is counted under a named reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stackllama.data.language import in_own_language
 from stackllama.data.posts import COMMUNITY
-from stackllama.data.records import merge_parts
+from stackllama.data.records import mended, merge_parts
 from stackllama.data.shuffle import read_dealt
 
 NAMES, VOTES, DOUBLES, LINKS, CLUSTERS = (
@@ -56,9 +57,11 @@ class Joined:
     notes: Counter[str]
 
 
-def join_bucket(folder: Path, pieces: Sequence[tuple[Path, int]], bucket: int) -> Joined:
+def join_bucket(
+    folder: Path, pieces: Sequence[tuple[Path, int]], bucket: int, own: Mapping[str, frozenset[str]] | None = None
+) -> Joined:
     """Join what `pieces` (their files of posts, and the number of the source of each) dealt to a bucket; `folder` has
-    what was joined by id.
+    what was joined by id. `own` has the languages that the posts of each site may be in; without it, in any.
     """
     dropped: Counter[str] = Counter()
     parts: dict[int, list[pa.Table]] = {}
@@ -68,6 +71,8 @@ def join_bucket(folder: Path, pieces: Sequence[tuple[Path, int]], bucket: int) -
     source_N = np.repeat(np.array([*parts], np.int32), [table.num_rows for table in merged])
     posts = pa.concat_tables(merged).append_column("source", pa.array(source_N))
     posts = _once(posts, read_joined(folder, DOUBLES, bucket), dropped)
+    if own is not None and (left := in_own_language(posts, own, dropped)).num_rows < posts.num_rows:
+        posts = mended(left, dropped)
     posts = _placed(_sorted(posts), dropped)
     posts = _attributed(posts, read_joined(folder, NAMES, bucket))
     return _split(posts, dropped)

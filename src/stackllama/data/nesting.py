@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stackllama.data import store
+from stackllama.data.duplicates import Texts
 from stackllama.data.joining import Joined
 from stackllama.data.pairing import Answers, Pairs
 from stackllama.data.votes import Ballots
@@ -48,7 +49,7 @@ def to_answers(joined: Joined, votes: pa.Table | None = None) -> Answers:
         accepted_A=answers["accepted"].to_numpy(),
         date_A=answers["date"].to_pylist(),
         length_A=pc.coalesce(answers["length"], pc.utf8_length(answers["text"]).cast(pa.int64())).to_numpy(),
-        texts=answers["text"].to_pylist(),
+        texts=Texts(answers["text"].to_pylist()),
         ballots=None if votes is None else _ballots(answers, votes, votes_A),
     )
 

@@ -16,7 +16,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllama.data.duplicates import SHORT, signatures
+from stackllama.data.duplicates import SHORT, Texts
 from stackllama.data.posts import Pair, Question
 from stackllama.data.preferences import (
     ALL_TIED,
@@ -45,6 +45,7 @@ MOST_ANSWERS = 250
 """Answers of a question that are compared with each other; of more, a choice by a hash. The cost grows by the square:
 0.5 s for a question of so many under all rules that are tallied, 8 s for one of 1000."""
 _PAIRS_AT_ONCE = 1 << 20
+_COMPARED_AT_ONCE = 1 << 14
 _LIKELY = 0.6
 """Share of equal bins below which two texts are taken to be no copies: four standard errors below 0.8."""
 
@@ -67,7 +68,7 @@ class Answers:
     accepted_A: Flags
     date_A: Sequence[str]
     length_A: Numbers
-    texts: Sequence[str]
+    texts: Texts
     ballots: Ballots | None = None
 
 
@@ -161,7 +162,7 @@ def to_columns(questions: Sequence[Question], ballots: Ballots | None = None) ->
         accepted_A=np.array([answer.accepted for answer in answers], bool),
         date_A=[answer.date for answer in answers],
         length_A=np.array([shown_length(answer) for answer in answers], np.int64),
-        texts=[answer.text for answer in answers],
+        texts=Texts([answer.text for answer in answers]),
         ballots=ballots,
     )
 
@@ -291,14 +292,12 @@ def _copies(answers: Answers, one_P: Numbers, other_P: Numbers, left_P: Flags, s
     found_P = np.zeros(len(one_P), bool)
     size_P2 = np.stack([answers.length_A[one_P], answers.length_A[other_P]], axis=1)
     near_P = np.flatnonzero(left_P & (size_P2.max(axis=1) <= 2 * size_P2.min(axis=1)))
-    if not len(near_P):
-        return found_P
-    number_B, place = np.unique(np.concatenate([one_P[near_P], other_P[near_P]]), return_inverse=True)
-    signature_BK = signatures([answers.texts[at] for at in number_B.tolist()])
-    one, other = place[: len(near_P)], place[len(near_P) :]
-    likely = (signature_BK[one] == signature_BK[other]).mean(axis=1) >= min(_LIKELY, similar)
-    for at in near_P[likely].tolist():
-        found_P[at] = resemblance(answers.texts[one_P[at]], answers.texts[other_P[at]]) >= similar
+    for start in range(0, len(near_P), _COMPARED_AT_ONCE):
+        some_P = near_P[start : start + _COMPARED_AT_ONCE]
+        one, other = (answers.texts.signatures(side[some_P]) for side in (one_P, other_P))
+        likely = (one == other).mean(axis=1) >= min(_LIKELY, similar)
+        for at in some_P[likely].tolist():
+            found_P[at] = resemblance(answers.texts[one_P[at]], answers.texts[other_P[at]]) >= similar
     return found_P
 
 

@@ -105,7 +105,7 @@ def cut(source: Source, tables: Tables, names: Sequence[str], size: int) -> Iter
                 yield Piece(source, table, number, start, start + len(data), last, data=data)
         else:
             for number, (start, stop, last) in enumerate(_cut_file(file, size)):
-                yield Piece(source, table, number, start, stop, last, file=file)
+                yield Piece(source, table, number, start, stop, last, file=file.absolute())
 
 
 def _cut_file(path: Path, size: int) -> Iterator[tuple[int, int, bool]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from stackllama.data.archive import open_tables
 from stackllama.data.gathering import Tell, gather
 from stackllama.data.joining import ORPHAN, Joined, join_bucket
+from stackllama.data.keys import join_keys
 from stackllama.data.nesting import nested
 from stackllama.data.pairing import Pairs
 from stackllama.data.pieces import Source
@@ -51,9 +52,8 @@ def read_questions(
     with open_tables(path) as tables:
         source = Source(0, str(path), site or tables.site)
     with TemporaryDirectory() as folder, open_workers("local", 1) as over:
-        gathered = gather(
-            [source], Path(folder), over, allow_truncated=allow_truncated, threads=1, tell=tell or _silent
-        )
+        gathered = gather([source], Path(folder), over, allow_truncated=allow_truncated, tell=tell or _silent)
+        join_keys(Path(folder), threads=1)
         buckets = [join_bucket(Path(folder), gathered.posts, n) for n in range(gathered.buckets)]
     questions = [question for joined in buckets for question in to_questions(_unpaired(joined).to_pylist())]
     dropped = sum((joined.dropped + joined.notes for joined in buckets), gathered.dropped)

@@ -17,6 +17,9 @@ from stackllama.data.interchange_rows import merge
 from stackllama.data.posts import Answer, Attribution, Pair, Question
 from stackllama.data.shuffle import POSTS
 
+NO_QUESTION = "answer: its question was left out"
+NO_ANSWER = "pair: an answer of it was left out"
+SAME_ANSWERS = "pair: its answers became one"
 FURTHER_PART = "question: a further part of it"
 SAME_TEXT = "answer: its text was there before"
 
@@ -40,6 +43,50 @@ def merge_parts(posts: pa.Table, dropped: Counter[str]) -> pa.Table:
     dropped[FURTHER_PART] += asked - len(merged)
     dropped[SAME_TEXT] += len(rows) - asked - sum(len(question.answers) for question in merged)
     return pa.concat_tables([posts.filter(pc.invert(given)), to_rows(merged)])
+
+
+def mended(posts: pa.Table, dropped: Counter[str]) -> pa.Table:
+    """The posts after some were left out or changed. Of preference data, answers go with their question, of equal
+    answers the first stays, and a stated pair stands between two answers that are there.
+    """
+    given = pc.is_valid(posts["url"])
+    if not pc.any(given).as_py():
+        return posts
+    rows = posts.filter(given).to_pylist()
+    asked = {(row["site"], row["question"]) for row in rows if not row["answers"]}
+    first: dict[tuple[str, int, str], int] = {}
+    stands_for: dict[tuple[str, int, int], int] = {}
+    kept = []
+    for row in rows:
+        topic = row["site"], row["question"]
+        if row["answers"] and topic in asked:
+            stands_for[*topic, row["id"]] = first.setdefault((*topic, row["text"]), row["id"])
+        if topic not in asked:
+            dropped[NO_QUESTION] += 1
+        elif row["answers"] and stands_for[*topic, row["id"]] != row["id"]:
+            dropped[SAME_TEXT] += 1
+        else:
+            kept.append(row)
+    for row in kept:
+        row["accepted_answer"] = stands_for.get((row["site"], row["question"], row["accepted_answer"]))
+        row["pairs"] = _standing(row, stands_for, dropped)
+    return pa.concat_tables([posts.filter(pc.invert(given)), pa.Table.from_pylist(kept, schema=posts.schema)])
+
+
+def _standing(row: Mapping[str, Any], stands_for: Mapping[Any, int], dropped: Counter[str]) -> list[int] | None:
+    """The sides of the pairs that a question came with and that still stand."""
+    if row["pairs"] is None:
+        return None
+    sides: list[int] = []
+    for pair in zip(row["pairs"][::2], row["pairs"][1::2], strict=True):
+        better, worse = (stands_for.get((row["site"], row["question"], side)) for side in pair)
+        if better is None or worse is None:
+            dropped[NO_ANSWER] += 1
+        elif better == worse:
+            dropped[SAME_ANSWERS] += 1
+        else:
+            sides += better, worse
+    return sides
 
 
 def _rows(question: Question) -> list[dict[str, Any]]:

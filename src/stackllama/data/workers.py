@@ -9,6 +9,7 @@ stream. A worker ends with the process that started it, however that ends.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -56,9 +57,22 @@ def open_workers(engine: str, count: int) -> Iterator[Over]:
             yield over
 
 
+def work_on(work: Callable[[Item], Result], item: Item) -> Result:
+    """What a worker does with an item, without the collector of reference cycles: an item makes hundreds of thousands
+    of records and next to no cycles, and looking through them again and again was measured to take a fifth of the time.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return work(item)
+    finally:
+        if collected:
+            gc.enable()
+
+
 def _here(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
     for item in items:
-        yield item, work(item)
+        yield item, work_on(work, item)
 
 
 _LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -77,7 +91,7 @@ def _processes(count: int) -> Iterator[Over]:
     def over(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
         pending: dict[Future[Result], Item] = {}
         for item in items:
-            pending[pool.submit(work, item)] = item
+            pending[pool.submit(work_on, work, item)] = item
             if len(pending) > count:
                 yield from _done(pending)
         while pending:
@@ -153,11 +167,6 @@ def _cluster(count: int) -> Iterator[Over]:
 
 
 _NONE: Any = object()
-
-
-def work_on(work: Callable[[Item], Result], item: Item) -> Result:
-    """What a Ray task does."""
-    return work(item)
 
 
 def _connect(ray: Any, workers: int) -> None:

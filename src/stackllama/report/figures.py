@@ -1,4 +1,4 @@
-"""Inline SVG figures for the report: curves of a stage's log, and dot-and-whisker plots of intervals.
+"""Inline SVG figures for pages: curves of a stage's log, and dot-and-whisker plots of intervals (`bars.py`: bars).
 
 A figure is drawn with matplotlib in stand-in colours (`INKS`), which become CSS variables of the page afterwards, so
 one drawing serves light, dark and print. The same numbers give the same bytes: fixed hash salt, no date, style files
@@ -212,7 +212,7 @@ def curves(prefix: str, plot: Plot, log: Log, target: tuple[str, float] | None =
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
             axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        return _svg(figure, f"{prefix}-{plot.name}", _in_words(plot, log))
+        return as_svg(figure, f"{prefix}-{plot.name}", _in_words(plot, log))
 
 
 def whiskers(
@@ -241,7 +241,7 @@ def whiskers(
         if percent:
             axes.xaxis.set_major_formatter(FuncFormatter(_points if signed else _percent))
         words = "; ".join(_interval_text(i, percent=percent, signed=signed, label=True) for i in intervals)
-        return _svg(figure, name, f"{title}: {words}")
+        return as_svg(figure, name, f"{title}: {words}")
 
 
 def thinned(points: Points, *, limit: int = POINTS) -> Points:
@@ -348,7 +348,7 @@ def _in_words(plot: Plot, log: Log) -> str:
     return f"{plot.title} over steps. " + ". ".join(said)
 
 
-def _svg(figure: Figure, name: str, words: str) -> str:
+def as_svg(figure: Figure, name: str, words: str) -> str:
     """The figure as one `<svg>` for an HTML body: no prologue, ids that start with `name`, colours of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -12,24 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
+from stackllama.data.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import figures
+from stackllama.report import figures, tables
 from stackllama.report.figures import Interval
+from stackllama.report.layout import clipped, is_web, template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, read_run
 from stackllama.report.verdict import DASH, show, span, verdict
-
-TEXT_LIMIT = 20_000
-"""Characters of one question or answer that are shown; what is cut is said."""
-
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 PAGE_LIMIT = 300_000
 """Characters of all samples together: the rest stays in `evaluate/samples.json`, and the page says so."""
@@ -64,24 +56,22 @@ def write_report(run_folder: Path, *, defaults: Mapping[str, Any] | None = None)
 
 def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("stackllama.report").joinpath("template.html.jinja").read_text("utf-8")
     target, judge = kl_target(run), number(run.summary, "judge", "accuracy")
     samples, level = _samples(run.samples), coverage(run)
     drawn = {
         stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
         for stage in STAGES
     }
-    return environment.from_string(template).render(
+    return template("template.html.jinja").render(
         name=run.name,
         base=_base(run.recipe),
         level=level,
         verdict=verdict(run.summary, target=target, level=level),
         counts=_counts(run),
         splits=_splits(run.data),
-        dropped=_dropped(run.data),
+        dropped=_dropped(run.data, "dropped"),
+        unpaired=_dropped(run.data, "pairs_dropped"),
+        baselines=tables.baselines(_baselines(run.data)),
         sft=_facts(run.summary, "sft"),
         plots=drawn,
         accuracy=_accuracy_plot(run.summary),
@@ -112,11 +102,6 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False, default=str))]
 
 
-def _visible(value: Any) -> Any:
-    """Control characters as pictures (␛), since HTML has no place for them; our own markup passes as it is."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else value.translate(CONTROL_PICTURES)
-
-
 def _base(recipe: Mapping[str, Any]) -> str:
     base = recipe.get("base")
     if isinstance(base, Mapping):
@@ -124,14 +109,20 @@ def _base(recipe: Mapping[str, Any]) -> str:
     return base if isinstance(base, str) else ""
 
 
-def _dropped(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _dropped(data: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
     """(reason in words, count) of everything that was left out."""
-    dropped = data.get("dropped")
+    dropped = data.get(name)
     rows = []
     for key, text in flatten(dropped if isinstance(dropped, Mapping) else {}):
         count = f"{int(text):,}" if text.isdecimal() else text
         rows.append((key.replace("_", " ").replace(".", ": "), count))
     return rows
+
+
+def _baselines(data: Mapping[str, Any]) -> list[Row]:
+    """What each rule of pairs does to the baselines."""
+    rows = data.get("baselines")
+    return [row for row in rows if is_row(row)] if isinstance(rows, list) else []
 
 
 def _stages(lineage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -284,9 +275,8 @@ def _remarks(run: Run) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else ""
-    cut = len(text) - TEXT_LIMIT
-    return text if cut <= 0 else f"{text[:TEXT_LIMIT]}\n[… {cut:,} more characters are not shown]"
+    text, cut = clipped(value if isinstance(value, str) else "")
+    return f"{text}\n[… {cut:,} more characters are not shown]" if cut else text
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,7 +298,7 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
             answers.append(
                 {"label": label, "role": role, "text": _text(answer.get("text")), "scores": scores, "end": end}
             )
-    return {"question": _text(sample.get("question")), "url": url, "link": _is_web(url), "answers": answers}
+    return {"question": _text(sample.get("question")), "url": url, "link": is_web(url), "answers": answers}
 
 
 def _samples(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -320,14 +310,6 @@ def _samples(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             break
         shown.append(sample)
     return shown
-
-
-def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 def _settings(recipe: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

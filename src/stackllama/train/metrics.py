@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stackllama.errors import RunError
+from stackllama.files import readable_size
 
 SECONDS_BETWEEN_LINES = 10.0
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as strings: JSON has no such numbers
@@ -105,12 +106,15 @@ class Progress:
         self._print(_printable(text))
 
     def counts(self) -> str:
-        """Give `320/1000 questions  12.3 questions/s  0:26, 0:55 left`."""
+        """Give `320/1,000 questions  12.3 questions/s  0:26, 0:55 left`, or `1.20 MB of 3.34 MB  120 kB/s  ...`."""
         elapsed = self._clock() - self._start
         rate = (self.done - self._done_before) / elapsed if elapsed > 0 else 0.0
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
+        if self.unit == "bytes":
+            parts, speed = [f"{readable_size(self.done)} of {readable_size(self.total)}"], readable_size(rate)
+        else:
+            parts, speed = [f"{self.done:,}/{self.total:,} {self.unit}"], f"{_number(rate)} {self.unit}"
         if rate > 0:
-            parts.append(f"{_number(rate)} {self.unit}/s")
+            parts.append(f"{speed}/s")
         left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         return "  ".join([*parts, _duration(elapsed) + left])
 
@@ -124,6 +128,8 @@ class Progress:
 
     def __rich__(self) -> Group:
         row = Table.grid(padding=(0, 1))  # Text throughout: rich would read square brackets in plain strings as markup
+        for is_text in (True, False, True):  # in a narrow terminal the bar gives way
+            row.add_column(no_wrap=is_text)
         bar = ProgressBar(total=self.total, completed=min(self.done, self.total), width=24)
         row.add_row(Text(self.title, style="bold", no_wrap=True), bar, Text(self.counts(), no_wrap=True))
         values = self.values()
@@ -154,6 +160,18 @@ def progress(
     else:
         with _plain_lines(show, stream, clock):
             yield show
+
+
+@contextmanager
+def telling(title: str, unit: str, *, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """`progress` for work that says itself what is done and the total."""
+    with progress(title, 1, unit, stream=stream) as show:
+
+        def tell(done: int, total: int) -> None:
+            show.total = total
+            show.advance(done - show.done)
+
+        yield tell
 
 
 @contextmanager
