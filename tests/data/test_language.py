@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -109,3 +110,14 @@ def test_posts_that_are_clearly_in_another_language_are_dropped_and_counted() ->
 def test_the_title_counts_for_a_question() -> None:
     table = posts_table([post(1, "Siehe Titel.", GERMAN)], "beer")
     assert in_own_language(table, {"beer": frozenset({"en"})}, Counter()).num_rows == 0
+
+
+def test_each_question_may_be_of_a_site_of_its_own(tmp_path: Path) -> None:
+    count = 150_000
+    made = posts_table([post(number, text="words") for number in range(1, 101)], "beer")
+    many = pa.concat_tables([made] * (count // 100)).combine_chunks()
+    sites = pa.array([f"s{number}" for number in range(count)])
+    started = time.process_time()
+    write_sample(many.set_column(0, many.schema.field("site"), sites), tmp_path / "x.sample")
+    assert time.process_time() - started < 4  # 12, were all questions looked through for each site
+    assert pa.ipc.open_file(tmp_path / "x.sample").read_all().num_rows == count

@@ -54,10 +54,7 @@ def write_sample(posts: pa.Table, path: Path) -> None:
     """Write, of each site, the questions among `posts` that may be in its sample."""
     at_N = np.flatnonzero(~posts["answers"].to_numpy())
     sites, id_N = posts["site"].take(pa.array(at_N)).combine_chunks().dictionary_encode(), posts["id"].to_numpy()[at_N]
-    point_N = np.zeros(len(at_N), np.uint64)
-    for number, site in enumerate(sites.dictionary.to_pylist()):
-        mine_N = sites.indices.to_numpy() == number
-        point_N[mine_N] = hashed(site, id_N[mine_N])
+    point_N = hashed(pa.chunked_array([sites.dictionary.take(sites.indices)]), id_N)
     chosen_N = _smallest(sites.indices.to_numpy(), point_N)
     asked = posts.select(["site", "title", "text"]).take(pa.array(at_N[chosen_N]))
     texts = pc.utf8_slice_codeunits(pc.binary_join_element_wise(asked["title"], asked["text"], "\n\n"), 0, _KEPT)
