@@ -16,28 +16,36 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
+from lxml import etree
 
-from stackllama.data import build, interchange_read, store
+from stackllama.data import build, interchange_read, language, store
 from stackllama.data.archive import digest_dump
 from stackllama.data.build import Machine
 from stackllama.data.gathering import Tell
 from stackllama.errors import StackllamaError
-from tests.data.mutations import places, watching
+from tests.data.dumps import answer, question, site
+from tests.data.mutations import archives, markup, places, records, rows, watching
 from tests.data.mutations.making import FRACTIONS, Mutant, make
+from tests.data.mutations.raw import RAW
 from tests.data.mutations.watching import Cost, Scene, Watch
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
@@ -46,6 +54,7 @@ SEEDS = int(os.environ.get("STACKLLAMA_MUTATIONS", "1000"))
 ALONE = os.environ.get("STACKLLAMA_MUTATION")
 LOT = 100
 SECONDS, MEGABYTES = 5.0, 300.0
+AT_FAULT = "at fault"
 HANGS = 60.0
 """Seconds of the clock after which a build is stopped."""
 
@@ -108,38 +117,46 @@ def check_told(message: str, mutant: Mutant, folder: Path) -> None:
 
 
 def run(mutant: Mutant, scene: Scene) -> Outcome:
-    """Build it under watch."""
+    """Build it under watch, and look around afterwards."""
     if mutant.ledger is not None:
         (scene.out / "ledger.parquet").write_bytes(mutant.ledger)
     scene.remember()
     devices = (Path(one) for one in mutant.given if one in places.DEVICES)
     watch = Watch((scene.given, scene.given.with_name("given-too"), *devices), (scene.out,))
-    files, cost = len(os.listdir("/proc/self/fd")), Cost()
-    what, told, faults = "built", "", []
-    try:
-        with watching.measuring(HANGS) as cost, watch:
-            counts = built(mutant, scene)
-        check(counts, scene.out)
-    except StackllamaError as error:
-        what, told = "refused", str(error)
-        try:
-            check_told(told, mutant, scene.given)
-        except (AssertionError, UnicodeError) as fault:
-            faults.append(f"{fault}: {told!r}"[:500])
-    except AssertionError as error:
-        faults.append("".join(traceback.format_exception(error)))
-    except watching.TooLongError as error:
-        faults.append("".join(traceback.format_exception(error)[-8:]))
-    except Exception as error:
-        faults.append("".join(traceback.format_exception(error)))
+    files = _open_files()
+    outcome = _watched(mutant, scene, watch)
+    cost = outcome.cost
+    faults = [outcome.told] if outcome.what == AT_FAULT else []
     faults += [*watch.found, *scene.changed()]
     if cost.seconds > SECONDS or cost.megabytes > MEGABYTES:
         faults.append(f"took {cost.seconds:.1f} s and {cost.megabytes:.0f} MB")
     if any(thread.name == "stackllama-7z" for thread in threading.enumerate()):
         faults.append("a thread is left")
-    if len(os.listdir("/proc/self/fd")) > files and (gc.collect() or True) and len(os.listdir("/proc/self/fd")) > files:
-        faults.append("a file is left open")
-    return Outcome(*(("at fault", "\n".join(faults)) if faults else (what, told)), cost)
+    if _open_files() > files:
+        gc.collect()  # an error that is still at hand may hold a file
+        faults += ["a file is left open"] if _open_files() > files else []
+    return Outcome(AT_FAULT, "\n".join(faults), cost) if faults else outcome
+
+
+def _watched(mutant: Mutant, scene: Scene, watch: Watch) -> Outcome:
+    cost = Cost()
+    try:
+        with watching.measuring(HANGS) as cost, watch:
+            counts = built(mutant, scene)
+        check(counts, scene.out)
+    except StackllamaError as error:
+        try:
+            check_told(str(error), mutant, scene.given)
+        except (AssertionError, UnicodeError) as fault:
+            return Outcome(AT_FAULT, f"{fault}: {str(error)!r}"[:500], cost)
+        return Outcome("refused", str(error), cost)
+    except (Exception, watching.TooLongError) as error:
+        return Outcome(AT_FAULT, "".join(traceback.format_exception(error)), cost)
+    return Outcome("built", "", cost)
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
@@ -148,6 +165,12 @@ def folder() -> Iterator[Path]:
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=place, prefix="stackllama-mutations-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """What a process loads once, whatever it reads: the model of languages, which unpacks itself to a nameless file."""
+    assert language.detect(" ".join(["These are some words of English, and there are enough of them."] * 20)) == "en"
 
 
 def tried(seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mutant, Outcome]:
@@ -189,7 +212,8 @@ def test_bad_inputs_are_built_or_refused(
         (tmp_path / "seed").write_text(str(seed))  # for one that takes the interpreter down
         mutant, outcome = tried(seed, folder, monkeypatch)
         outcomes[seed] = outcome
-        if outcome.what == "at fault":
+        _seen.update(step.partition(": ")[2] for step in mutant.steps)
+        if outcome.what == AT_FAULT:
             kept = tmp_path / str(seed)
             shutil.copytree(folder / str(seed), kept, symlinks=True, ignore=_special)
             faults.append(
@@ -199,6 +223,94 @@ def test_bad_inputs_are_built_or_refused(
         shutil.rmtree(folder / str(seed), ignore_errors=True)
     print(summary(outcomes))
     assert not faults, "\n\n".join(faults)
+
+
+_seen: set[str] = set()
+"""The mutations that came up so far."""
+
+
+@pytest.mark.skipif(SEEDS < 1000 or ALONE is not None, reason="too few inputs for all of them")
+def test_every_kind_of_mutation_came_up() -> None:
+    known = (rows.ROWS, markup.XML, RAW, archives.ARCHIVES, records.RECORDS, places.PLACES)
+    if _seen:  # the inputs are tried in the same run
+        assert {name for some in known for name in some} <= _seen
+
+
+def test_a_seed_always_makes_the_same_input(tmp_path: Path) -> None:
+    for seed in range(40):
+        found = []
+        for _ in range(2):
+            scene = Scene(tmp_path / str(seed))
+            mutant = make(seed, scene.given)
+            files = {one: one.read_bytes() for one in scene.folder.rglob("*") if one.is_file() and not one.is_symlink()}
+            found.append((repr(mutant), files))
+            shutil.rmtree(scene.folder)
+        assert found[0] == found[1]
+
+
+def test_what_is_opened_started_or_changed_outside_is_noticed(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out.txt"
+    inside.mkdir()
+    outside.write_text("x")
+    (inside / "link").symlink_to("../out.txt")
+    deeds: list[tuple[str, Callable[[], object]]] = [
+        ("open", lambda: outside.read_text()),
+        ("open", lambda: (inside / "link").read_text()),
+        ("open", lambda: (tmp_path / "new.txt").write_text("x")),
+        ("open", lambda: os.close(os.open(tmp_path / "other.txt", os.O_CREAT | os.O_WRONLY))),
+        ("os.mkdir", lambda: (tmp_path / "made").mkdir()),
+        ("os.rename", lambda: outside.rename(tmp_path / "moved.txt")),
+        ("os.remove", lambda: (tmp_path / "moved.txt").unlink()),
+        ("os.rmdir", lambda: shutil.rmtree(tmp_path / "made")),
+        ("os.listdir", lambda: os.listdir(tmp_path)),
+        ("socket.getaddrinfo", lambda: socket.getaddrinfo("127.0.0.1", 9)),
+        ("subprocess.Popen", lambda: subprocess.run(["true"], check=True)),
+    ]
+    for event, deed in deeds:
+        with Watch((inside,), (inside,)) as watch:
+            deed()
+        assert any(one.startswith(event) for one in watch.found), (event, watch.found)
+    with Watch((), (inside,)) as watch:
+        (inside / "a").write_text("x")
+        (inside / "a").rename(inside / "b")
+        os.listdir(inside)
+        Path(os.__file__).read_bytes()
+    assert watch.found == []
+
+
+def test_a_canary_that_a_library_reads_by_itself_is_noticed(folder: Path) -> None:
+    for number, deed in enumerate((etree.parse, pa.OSFile, lambda path: duckdb.read_csv(path).fetchall())):
+        scene = Scene(folder / str(number))
+        path = str(scene.folder / "canary.xml")
+        with Watch((), ()) as watch:
+            read = deed(path)
+            if isinstance(read, pa.OSFile):
+                read.read()
+                read.close()
+        assert watch.found == []  # so it is the scene that has to see it
+        assert scene.changed() == [f"{path!r} changed"]
+
+
+def test_time_and_memory_are_measured_and_what_hangs_is_stopped() -> None:
+    with watching.measuring(60) as cost:
+        bytearray(80 << 20)
+        started = time.process_time()
+        while time.process_time() - started < 0.2:
+            pass
+    assert 0.2 <= cost.seconds < 5
+    assert 70 < cost.megabytes < 150
+    with pytest.raises(watching.TooLongError), watching.measuring(0.1):
+        queue.Queue[None]().get()
+
+
+def test_another_error_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(folder / "0")
+    dump = site(scene.given, [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
+    mutant = Mutant(0, "folder", given=[str(dump)])
+    assert run(mutant, scene).what == "built"
+    monkeypatch.setattr("stackllama.data.gathering.convert", lambda *given: 1 / 0)
+    outcome = run(mutant, Scene(folder / "1"))
+    assert (outcome.what, "ZeroDivisionError" in outcome.told) == (AT_FAULT, True)
 
 
 def _special(place: str, names: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from stackllama.data.build import Settings
+from stackllama.data.cleaning import Cleaning
 from stackllama.data.clusters import Clustering
 from stackllama.data.preferences import PairRules
 from tests.data.mutations import archives, markup, places, records, rows
@@ -25,6 +26,11 @@ RULES = (
         near_copies=0.8, length_ratio=2.0, min_votes=1, posted_within_days=30, weight="pairs", conflict="accepted"
     ),
     PairRules(min_gap=2, conflict="votes", time="since_later"),
+)
+CLEANING = (
+    Cleaning(),
+    Cleaning(control_tokens="break", emails="mask", secrets="mask", link_only="drop", language="check"),
+    Cleaning(control_tokens="drop", emails="drop", secrets="drop", link_only="drop", language="drop"),
 )
 HUGE = 0.01
 """Share of the inputs that are large, so that they cost seconds and not milliseconds."""
@@ -55,6 +61,7 @@ def make(seed: int, folder: Path) -> Mutant:
         FRACTIONS,
         rng.choice(RULES),
         Clustering(rng.random() < 0.5, links),
+        rng.choice(CLEANING),
         allow_truncated=rng.random() < 0.5,
         frame=rng.choice((("", ""), ("Question: ", "\n\nAnswer:"))),
     )
@@ -116,7 +123,9 @@ def _dump(rng: Random, mutant: Mutant, folder: Path, huge: bool) -> None:
         (inside / f"{name}.xml").write_bytes(content)
     for _ in range(levels.count("place")):
         _apply(rng, mutant, "folder", places.PLACES, inside)
-    mutant.given.append(str(inside if mutant.shape == "folder" else inside / "Posts.xml"))
+    posts = inside / "Posts.xml"
+    # A link that is given by its own name is meant, wherever it leads; so it is not given.
+    mutant.given.append(str(inside if mutant.shape == "folder" or posts.is_symlink() else posts))
 
 
 def _folder_name(rng: Random) -> str:

@@ -200,7 +200,7 @@ def measuring(limit: float) -> Iterator[Cost]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLongError(f"stopped after {limit} s")
 
-    cost, before, started = Cost(), _memory(reset=True), time.process_time()
+    cost, before, started = Cost(), _memory_before(), time.process_time()
     old = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit, 1.0)  # again and again: a handler of errors may be in the way
     try:
@@ -209,16 +209,21 @@ def measuring(limit: float) -> Iterator[Cost]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
         cost.seconds = time.process_time() - started
-        cost.megabytes = max(0.0, _memory() - before)
+        cost.megabytes = max(0.0, _memory("VmHWM") - before)
 
 
-def _memory(*, reset: bool = False) -> float:
-    """MB of memory in use at most since the last reset (`reset`: now, and the peak begins anew)."""
-    if reset:
+def _memory_before() -> float:
+    """MB in use; from now on the peak begins anew. Where the system does not allow that, the peak so far: then only
+    what goes beyond it shows.
+    """
+    try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
+    except OSError:
+        return _memory("VmHWM")
+    return _memory("VmRSS")
+
+
+def _memory(what: str) -> float:
     with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmRSS:" if reset else "VmHWM:"):
-                return int(line.split()[1]) / 1024
-    raise AssertionError("no memory in /proc/self/status")
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(what))
