@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -121,11 +122,16 @@ def _dump(rng: Random, mutant: Mutant, folder: Path, huge: bool) -> None:
     inside.mkdir(parents=True)
     for name, content in files.items():
         (inside / f"{name}.xml").write_bytes(content)
-    for _ in range(levels.count("place")):
-        _apply(rng, mutant, "folder", places.PLACES, inside)
+    _displace(rng, mutant, inside, levels.count("place"))
     posts = inside / "Posts.xml"
     # A link that is given by its own name is meant, wherever it leads; so it is not given.
     mutant.given.append(str(inside if mutant.shape == "folder" or posts.is_symlink() else posts))
+
+
+def _displace(rng: Random, mutant: Mutant, folder: Path, count: int) -> None:
+    for _ in range(count):
+        with suppress(FileExistsError, IsADirectoryError):  # an earlier one may have left it no room
+            _apply(rng, mutant, "folder", places.PLACES, folder)
 
 
 def _folder_name(rng: Random) -> str:
@@ -171,8 +177,7 @@ def _data(rng: Random, mutant: Mutant, folder: Path, huge: bool) -> None:
             records.as_parquet(rng, some, path)
         for _ in range(levels.count("bytes")):
             path.write_bytes(_apply(rng, mutant, path.name, RAW, path.read_bytes()))
-    for _ in range(levels.count("place")):
-        _apply(rng, mutant, "folder", places.PLACES, folder)
+    _displace(rng, mutant, folder, levels.count("place"))
     mutant.given.append(str(folder if len(kinds) > 1 else folder / f"train-0{kinds[0]}"))
 
 
