@@ -3,8 +3,9 @@ r"""A reader of Markdown, and what a person sees of HTML: to ask whether a post 
 The reader is markdown-it-py: CommonMark with tables, strikethrough and raw HTML, and two rules for formulas, written
 without the code under test:
 
-- `$$...$$`, `\(...\)`, `\[...\]` and `\begin{x}...\end{x}` are formulas, and so is `$...$` unless a digit follows, or it
-  has white space at an end and no sign of TeX inside (`^`, `_`, `{`, a backslash with a letter). A blank line ends all.
+- `$$...$$`, `\(...\)`, `\[...\]` and `\begin{x}...\end{x}` are formulas, and so is `$...$` unless a digit follows, or
+  it has white space at an end and no sign of TeX inside (`^`, `_`, `{`, a backslash with a letter). A blank line ends
+  all of them, and none begins behind a backslash or another `$`.
 - A line that begins inside a formula begins no block.
 
 `shown` looks at the HTML of a post and at the HTML of rendered Markdown with the same eyes.
@@ -30,8 +31,13 @@ CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 TEX = re.compile(r"[\^_{]|\\[a-zA-Z]")
 # What hides a formula's opening sign in Markdown, or is none: code, an address, an escaped sign, a sign alone.
 NO_FORMULA = re.compile(
-    r"(`+)(?!`).*?(?<!`)\1(?!`)|`+|\]\((?:<[^<>\n]*>|(?:[^\s()]|\([^\s()]*\))*)|<[a-z][^\s<>]*>|\$+|\\.?|[\]<]",
-    re.DOTALL,
+    r"""
+      (`+)(?!`) .*? (?<!`)\1(?!`) | `+
+    | \]\( (?: <[^<>\n]*> | (?: [^\s()] | \([^\s()]*\) )* )
+    | <[a-z][^\s<>]*>
+    | \$+ | \\.? | [\]<]
+    """,
+    re.DOTALL | re.VERBOSE,
 )
 UNDERLINE = re.compile(r"[ \t]*(?:=+|-+)[ \t]*")
 
@@ -95,7 +101,7 @@ def _lines_in_formulas(state: StateBlock, start: int) -> set[int]:
     while end < state.lineMax and not state.isEmpty(end) and state.sCount[end] >= state.blkIndent:
         end += 1
     text = state.getLines(start, end, state.blkIndent, False)
-    inside = set()
+    inside: set[int] = set()
     for first, last in formulas(text, markdown=True):
         above = start + text.count("\n", 0, first)
         inside.update(range(above + 1, above + 1 + text.count("\n", first, last)))
@@ -127,7 +133,7 @@ def reader(*, math: bool = True) -> MarkdownIt:
     """CommonMark with tables and strikethrough; addresses stay as they are written."""
     markdown = MarkdownIt("commonmark", {"maxNesting": 1000}).enable(["table", "strikethrough"])
     markdown.normalizeLink = lambda url: url  # type: ignore[method-assign]
-    markdown.normalizeLinkText = lambda url: url  # type: ignore[method-assign]
+    markdown.normalizeLinkText = lambda link: link  # type: ignore[method-assign]
     markdown.validateLink = lambda url: True  # type: ignore[method-assign]
     if math:
         markdown.inline.ruler.before("escape", "formula", _formula)
@@ -235,9 +241,8 @@ class _Eyes:
             self.pre(element)
         elif tag == "img":
             self.stream.append(f"{OPEN}img{CLOSE}")
-            self.seen.images.append(
-                (_target(element, "src"), _squeezed(element.get("title")), _squeezed(element.get("alt")))
-            )
+            title, alt = _squeezed(element.get("title")), _squeezed(element.get("alt"))
+            self.seen.images.append((_target(element, "src"), title, alt))
         elif tag == "hr":
             self.stream.append(f" {OPEN}hr{CLOSE} ")
         elif tag == "br":
@@ -248,8 +253,9 @@ class _Eyes:
     def inside(self, tag: str, element: etree._Element, under: frozenset[str]) -> None:
         name = _structure(tag, element)
         around = " " if name or tag in BLOCKS or tag in CELLS or tag in STRUCTURE else ""
-        lone = tag == "li" and element.getparent().tag not in ("ul", "ol")  # shown as a list all the same
-        if lone and (element.getprevious() is None or element.getprevious().tag != "li"):
+        parent, before, after = element.getparent(), element.getprevious(), element.getnext()
+        lone = tag == "li" and parent is not None and parent.tag not in ("ul", "ol")  # shown as a list all the same
+        if lone and (before is None or before.tag != "li"):
             self.stream.append(f"{OPEN}ul{CLOSE}")
         self.stream.append(f" {OPEN}{name}{CLOSE}" if name else around)
         if tag == "blockquote" and "spoiler" in (element.get("class") or ""):
@@ -263,15 +269,11 @@ class _Eyes:
             self.end_of_piece(formula=self.rendered and tag == "var")
         self.on_one_line = around_line
         self.stream.append(f"{OPEN}/{name}{CLOSE} " if name else around)
-        if lone and (element.getnext() is None or element.getnext().tag != "li"):
+        if lone and (after is None or after.tag != "li"):
             self.stream.append(f"{OPEN}/ul{CLOSE}")
         text = _squeezed(_raw(element)) if tag in ("a", "sup", "sub", "kbd") else ""
-        if (
-            tag == "a"
-            and _target(element, "href")
-            and (text or element.find(".//img") is not None)
-            and element.find(".//a") is None
-        ):
+        empty = not text and element.find(".//img") is None
+        if tag == "a" and _target(element, "href") and not empty and element.find(".//a") is None:
             self.seen.links.append((_target(element, "href"), _squeezed(element.get("title")), text))
         elif tag in ("sup", "sub", "kbd") and text:
             self.seen.raised.append((tag, text))
@@ -298,9 +300,8 @@ def _structure(tag: str, element: etree._Element) -> str:
         return "" if element.find("li") is None else "ol" if start == "1" else f"ol{start}"
     if tag in ("table", "tr", "td", "th"):
         table = element if tag == "table" else next(element.iterancestors("table"), None)
-        if table is None or any(
-            cell.find(f".//{name}") is not None for cell in table.iter("td", "th") for name in NOT_IN_CELLS
-        ):
+        cells = [] if table is None else list(table.iter("td", "th"))
+        if any(cell.find(f".//{name}") is not None for cell in cells for name in NOT_IN_CELLS):
             return ""
         return "cell" if tag in CELLS else tag
     if tag == "ul" and element.find("li") is None:

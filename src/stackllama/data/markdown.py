@@ -5,9 +5,9 @@ A backslash is set where CommonMark (with tables and strikethrough) would read a
 may meet emphasis.
 
 Formulas stay byte for byte. They are `$$...$$`, `\(...\)`, `\[...\]`, `\begin{x}...\end{x}` and `$...$` in one piece of
-text, without a blank line; the opening sign follows no backslash and no `$`. So that money is none, `$...$` has no digit
-behind it, and white space at its ends only if it has a sign of TeX inside: `^`, `_`, `{` or a backslash with a letter.
-Any other `$` is escaped if one follows in its block that it could pair with.
+text, without a blank line; the opening sign follows no backslash and no `$`. So that money is none, `$...$` has no
+digit behind it, and white space at its ends only if it has a sign of TeX inside: `^`, `_`, `{` or a backslash with a
+letter. Any other `$` is escaped if one follows in its block that it could pair with.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def as_text(text: str, in_link: bool, dollar_follows: Callable[[], bool], is_alo
     if "$" not in text and "\\" not in text:
         return _escaped(text, in_link, dollar_follows, is_alone)
     if "\n" in text and len(parts := _BLANK_LINE.split(text)) > 1:  # no formula reaches over a blank line
-        last = as_text(parts.pop(), in_link, dollar_follows, _no)
-        return "".join(as_text(part, in_link, lambda: True, _no) for part in parts) + last
+        last = as_text(parts.pop(), in_link, dollar_follows, no)
+        return "".join(as_text(part, in_link, lambda: True, no) for part in parts) + last
     rest = _SURELY.sub("", text)
     if not _ANY_SIGN.search(rest):
         return _SURELY.sub(_on_one_line, text) if "\n" in text else text
@@ -158,7 +158,8 @@ def _escaped(text: str, in_link: bool, dollar_follows: Callable[[], bool], is_al
     return text[:start] + escaped + text[start + len(core) :]
 
 
-def _no(sign: str) -> bool:
+def no(_sign: str) -> bool:
+    """For signs that may come elsewhere."""
     return False
 
 
@@ -233,6 +234,7 @@ def _harmless(sign: str) -> str:
 
 
 def heading(level: int, text: str) -> str:
+    """Inline Markdown as a heading, which is one line."""
     text = in_one_line(text, " ")
     before = text.rstrip("#")
     if before != text and before[-1:] in ("", " ", "\t"):  # signs at the end would be left out
@@ -250,6 +252,7 @@ def code_span(code: str) -> str:
 
 
 def code_block(code: str, language: str) -> str:
+    """Code in a fence that is longer than any run of backticks inside; `language` may be empty."""
     ticks = "`" * max(3, _longest_run(code) + 1)
     return f"{ticks}{language}\n{code}\n{ticks}"
 

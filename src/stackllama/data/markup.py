@@ -21,6 +21,7 @@ is a quote that begins with `>!`, its further lines with `>`: as the site writes
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import unescape
 
@@ -49,7 +50,8 @@ _SPACE = " \t\r\n" + HARD_BREAK
 _MARKS = {"em": "*", "i": "*", "strong": "**", "b": "**", "s": "~~", "strike": "~~", "del": "~~"}
 _AS_HTML = ("sup", "sub", "kbd")
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_PLAIN_BLOCKS = ("p", "div", "thead", "tbody", "tfoot", "section", "article", "dl", "dt", "dd", "figure")
+_BLOCKS = ("div", "thead", "tbody", "tfoot", "section", "article", "dl", "dt", "dd", "figure")
+_CONTAINERS = ("blockquote", "ul", "ol", "li", "table", "tr", "td", "th")
 _LISTS = frozenset({"ul", "ol"})
 _CELLS = frozenset({"td", "th"})
 _BULLETS = ("-", "*")
@@ -57,22 +59,11 @@ _NUMBERS = (".", ")")
 # A closing tag reaches through open containers, but not out of the one that owns it.
 _BARRIERS = {"li": _LISTS, "td": frozenset({"table"}), "th": frozenset({"table"}), "tr": frozenset({"table"})}
 
-BLOCK, CONTAINER, MARK, LINK, RAW, OTHER, UNKNOWN = range(7)
-_KINDS = {
-    **dict.fromkeys([*_HEADINGS, *_PLAIN_BLOCKS], BLOCK),
-    **dict.fromkeys(["blockquote", "ul", "ol", "li", "table", "tr", "td", "th"], CONTAINER),
-    **dict.fromkeys([*_MARKS, *_AS_HTML], MARK),
-    **dict.fromkeys(["code", "pre", "script", "style"], RAW),
-    **dict.fromkeys(["br", "img", "hr"], OTHER),
-    "a": LINK,
-}
-# What most tags are, as they stand in the HTML: (kind, closing, name, attributes).
-_KNOWN = {f"<{slash}{name}>": (kind, slash, name, "") for name, kind in _KINDS.items() for slash in ("", "/")}
 _AGAIN = "again"
 _NOTHING = "<!-- -->"
 _COULD_GO_ON = re.compile(r"(?:\]|&#?\w*)\Z")
 _BECOME = {"*": ("<em", "<i", "<strong", "<b"), "~": ("<s", "<del"), "`": ("<code",)}
-_ENDS_BLOCK = frozenset(f"</{name}>" for name, kind in _KINDS.items() if kind <= CONTAINER)
+_ENDS_BLOCK = frozenset(f"</{name}>" for name in ("p", *_BLOCKS, *_HEADINGS, *_CONTAINERS))
 
 
 def to_markdown(html: str) -> str:
@@ -127,21 +118,19 @@ class _Renderer:
         self.comments_end = True
 
     def run(self) -> str:
-        pieces, inline, marks, signs, known = self.pieces, self.inline, self.marks, self.signs, _KNOWN.get
+        pieces, inline, signs, meaning = self.pieces, self.inline, self.signs, _MEANINGS.get
         held = ""  # text in front of a tag that is left out: what follows belongs to the same piece
         last = len(pieces) - 1
         while (index := self.next) < last:
             text, tag = pieces[index], pieces[index + 1]
             self.next = index + 2
-            kind, closing, name, attributes = known(tag) or _meaning(tag)
-            if kind == UNKNOWN:
-                held += _resolved(text)
-                if tag == "<" and not self._skip_comment():
-                    held += tag
+            take, name, attributes = meaning(tag) or _meaning(tag)
+            if take is None:
+                held += _resolved(text) + self._left_out(tag)
                 continue
             if held:
-                text, held = held + _resolved(text), ""
-                self._text(text)
+                self._text(held + _resolved(text))
+                held = ""
             elif text and (inline or not text.isspace()):
                 for sign in signs:
                     if sign in text:
@@ -149,41 +138,7 @@ class _Renderer:
                         break
                 else:
                     inline.append(text)
-            if kind == BLOCK:
-                if inline or marks:
-                    self._flush()
-                if name != "p":
-                    self.heading = 0 if closing else _HEADINGS.get(name, 0)
-                elif not closing:
-                    container = self.open[-1]
-                    if container.tag == "li":
-                        container.loose = True
-                    if not self.heading and (text := self._paragraph("</p>")):
-                        container.blocks.append(("text", text))
-                        self.next += 2
-            elif kind == MARK:
-                if closing:
-                    self._close_mark(name)
-                else:
-                    self._open_mark(name)
-            elif kind == LINK:
-                if closing:
-                    self._close_mark(name)
-                else:
-                    self._link(attributes)
-            elif kind == CONTAINER:
-                if inline or marks:
-                    self._flush()
-                self.heading = 0
-                if closing:
-                    self._close_container(name)
-                else:
-                    self._open_container(name, attributes)
-            elif kind == RAW:
-                if not closing:
-                    self._raw(name, attributes)
-            elif not closing:
-                self._single(name, attributes)
+            take(self, name, attributes)
         if self.next == last:
             held += _resolved(pieces[last])
         self.next = last + 2
@@ -199,20 +154,22 @@ class _Renderer:
             in_link = bool(self.marks) and any(mark[0] == "a" for mark in self.marks)
             self.inline.append(markdown.as_text(text, in_link, self._dollar_follows, self._is_alone))
 
-    def _skip_comment(self) -> bool:
-        """Goes on behind the comment that begins after this `<`; False where none does, or it never ends."""
+    def _left_out(self, tag: str) -> str:
+        """The text that a tag without a meaning is worth: none, but for a `<` that begins neither tag nor comment."""
         pieces = self.pieces
+        if tag != "<":
+            return ""
         if not pieces[self.next].startswith("!--") or not self.comments_end:
-            return False
+            return tag
         for index in range(self.next, len(pieces)):
             end = pieces[index].find("-->", 3 if index == self.next else 0)
             if end >= 0:
                 self.next = index + index % 2  # it ends with a tag, or within text
                 if index == self.next:
                     pieces[index] = pieces[index][end + 3 :]
-                return True
+                return ""
         self.comments_end = False  # searched once; without this, many openings would cost quadratic time
-        return False
+        return tag
 
     def _dollar_follows(self) -> bool:
         """Whether a `$` comes behind the text that was taken last, in the same block."""
@@ -220,7 +177,7 @@ class _Renderer:
         return any("$" in mark[2] for mark in self.marks) or self._follows("$")
 
     def _is_alone(self, sign: str) -> bool:
-        """Whether nothing in the block of the text that was taken last becomes this sign, except what is in that text."""
+        """Whether this sign comes nowhere in the block of the text that was taken last, but in that text."""
         return not (self.marks or any(sign in piece for piece in reversed(self.inline)) or self._follows(sign))
 
     def _follows(self, sign: str) -> bool:
@@ -233,7 +190,29 @@ class _Renderer:
                 return True
         return False
 
+    def _open_paragraph(self, _name: str, _attributes: str) -> None:
+        if self.inline or self.marks:
+            self._flush()
+        container = self.open[-1]
+        if container.tag == "li":
+            container.loose = True
+        if not self.heading and (text := self._paragraph("</p>")):
+            container.blocks.append(("text", text))
+            self.next += 2
+
+    def _open_block(self, name: str, _attributes: str) -> None:
+        self._flush()
+        self.heading = _HEADINGS.get(name, 0)
+
+    def _close_block(self, name: str, _attributes: str) -> None:
+        if self.inline or self.marks:
+            self._flush()
+        if name != "p":
+            self.heading = 0
+
     def _open_container(self, tag: str, attributes: str) -> None:
+        self._flush()
+        self.heading = 0
         parent = self.open[-1]
         if tag == "li" and parent.tag in _LISTS and (text := self._paragraph("</li>")):
             parent.blocks.append(("item", text))
@@ -246,7 +225,9 @@ class _Renderer:
         else:
             self.open.append(_Container(tag, attributes))
 
-    def _close_container(self, tag: str) -> None:
+    def _close_container(self, tag: str, _attributes: str) -> None:
+        self._flush()
+        self.heading = 0
         if self.flattened.get(tag):
             self.flattened[tag] -= 1
         else:
@@ -266,25 +247,19 @@ class _Renderer:
             if self.open[depth].tag in barrier:
                 return
 
-    def _single(self, name: str, attributes: str) -> None:
-        """Takes an element that has no content."""
-        if name == "img":
-            self._image(attributes)
-        elif name == "hr":
-            self._flush()
-            blocks = self.open[-1].blocks
-            blocks.append(("block", "---" if blocks else "___"))  # `- ---` would be a rule itself
-        else:
-            self.inline.append(HARD_BREAK)
+    def _break(self, _name: str, _attributes: str) -> None:
+        self.inline.append(HARD_BREAK)
 
-    def _raw(self, name: str, attributes: str) -> None:
-        """Takes an element whose content is not Markdown, with all that is in it."""
-        if name == "code":
-            self._code_span()
-        elif name == "pre":
-            self._code_block(attributes)
-        else:
-            self._content(("</script", "</style"))
+    def _rule(self, _name: str, _attributes: str) -> None:
+        self._flush()
+        blocks = self.open[-1].blocks
+        blocks.append(("block", "---" if blocks else "___"))  # `- ---` would be a rule itself
+
+    def _script(self, _name: str, _attributes: str) -> None:
+        self._content(("</script", "</style"))
+
+    def _stray(self, _name: str, _attributes: str) -> None:
+        """Takes a closing tag that closes nothing."""
 
     def _content(self, ends: tuple[str, ...]) -> str:
         """The HTML up to a closing tag, behind which reading goes on; all the rest if there is none."""
@@ -302,7 +277,7 @@ class _Renderer:
         self.next = len(pieces)
         return "".join(pieces[start:])
 
-    def _open_mark(self, tag: str) -> None:
+    def _open_mark(self, tag: str, _attributes: str) -> None:
         inline, marks, sign = self.inline, self.marks, _MARKS.get(tag, "")
         text = self._words(f"</{tag}>") if not marks else ""
         if text and text[0].isalnum() and text[-1].isalnum() and not (inline and inline[-1][-1] in "*~"):
@@ -316,7 +291,7 @@ class _Renderer:
                 self._part()
 
     def _words(self, closing: str) -> str:
-        """The text up to the next tag, if that is this closing tag and the text is Markdown as it stands; or empty."""
+        """The text up to this closing tag, if it is Markdown as it stands and no tag is inside; or empty."""
         pieces, index = self.pieces, self.next
         if index + 1 >= len(pieces) or pieces[index + 1] != closing:
             return ""
@@ -337,11 +312,11 @@ class _Renderer:
         )
 
     def _paragraph(self, closing: str) -> str:
-        """The text up to the next tag, if that is this closing tag and the text is a paragraph as it stands; or empty."""
+        """The text up to this closing tag, if it is a paragraph as it stands and no tag is inside; or empty."""
         text = self._words(closing).strip(_SPACE)
         return text if text and text[0] not in markdown.FIRST_SIGNS and not text.isspace() else ""
 
-    def _close_mark(self, tag: str) -> None:
+    def _close_mark(self, tag: str, _attributes: str = "") -> None:
         for mark in self.marks:
             if mark[0] == tag:
                 while self._finish_mark() != tag:
@@ -349,7 +324,7 @@ class _Renderer:
                 return
         self._part()
 
-    def _link(self, attributes: str) -> None:
+    def _link(self, _name: str, attributes: str) -> None:
         inline = self.inline
         if self.marks:
             self._close_mark("a")  # a link ends where another begins
@@ -375,9 +350,9 @@ class _Renderer:
         if len(self.marks) < MAX_MARKS:
             self.marks.append(("a", len(inline), address))
 
-    def _image(self, attributes: str) -> None:
+    def _image(self, _name: str, attributes: str) -> None:
         given = _attributes(attributes)
-        alt = markdown.as_text(given.get("alt", ""), True, self._dollar_follows, lambda sign: False)
+        alt = markdown.as_text(given.get("alt", ""), True, self._dollar_follows, markdown.no)
         address = markdown.address(_target(given, "src"), _title(given))
         self.inline.append(f"![{markdown.in_one_line(alt, ' ')}]({address})")
 
@@ -455,7 +430,7 @@ class _Renderer:
         else:
             container.blocks += [("text", part) for part in markdown.paragraphs(text)]
 
-    def _code_span(self) -> None:
+    def _code_span(self, _name: str, _attributes: str) -> None:
         inline = self.inline
         if code := _raw_text(self._content(("</code",))):
             if inline and inline[-1][-1] == "`":  # the two signs would be read as one
@@ -464,7 +439,7 @@ class _Renderer:
         else:
             self._part()
 
-    def _code_block(self, attributes: str) -> None:
+    def _code_block(self, _name: str, attributes: str) -> None:
         self._flush()
         content = self._content(("</pre",))
         language = _LANGUAGE.search(attributes) or _LANGUAGE.search(content[: content.find(">") + 1])
@@ -503,18 +478,6 @@ class _Renderer:
 def _resolved(text: str) -> str:
     """The text with its entities resolved once; a number that is no character's becomes U+FFFD, however long it is."""
     return unescape(_LONG_REFERENCE.sub("\ufffd", text)) if "&" in text else text
-
-
-def _meaning(tag: str) -> tuple[int, str, str, str]:
-    """(kind, closing, name, attributes) of a tag."""
-    if tag.startswith("<a "):
-        return LINK, "", "a", tag[2:-1]
-    match = _TAG.match(tag)
-    if match is None:
-        return UNKNOWN, "", "", ""
-    closing, name, attributes = match.groups()
-    name = name.lower()
-    return _KINDS.get(name, UNKNOWN), closing, name, attributes
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -612,3 +575,40 @@ def _table(rows: list[list[list[Block]]]) -> list[Block]:
             lines.append("| " + " | ".join(cells + [""] * (width - len(row))) + " |")
     lines.insert(1, "|" + " --- |" * width)
     return [("block", "\n".join(lines))]
+
+
+Take = Callable[[_Renderer, str, str], None]
+_OPENING: dict[str, Take] = {
+    "p": _Renderer._open_paragraph,
+    **dict.fromkeys((*_BLOCKS, *_HEADINGS), _Renderer._open_block),
+    **dict.fromkeys(_CONTAINERS, _Renderer._open_container),
+    **dict.fromkeys((*_MARKS, *_AS_HTML), _Renderer._open_mark),
+    **dict.fromkeys(("script", "style"), _Renderer._script),
+    "a": _Renderer._link,
+    "code": _Renderer._code_span,
+    "pre": _Renderer._code_block,
+    "br": _Renderer._break,
+    "img": _Renderer._image,
+    "hr": _Renderer._rule,
+}
+_CLOSING: dict[str, Take] = {
+    **dict.fromkeys(_OPENING, _Renderer._stray),
+    **dict.fromkeys(("p", *_BLOCKS, *_HEADINGS), _Renderer._close_block),
+    **dict.fromkeys(_CONTAINERS, _Renderer._close_container),
+    **dict.fromkeys(("a", *_MARKS, *_AS_HTML), _Renderer._close_mark),
+}
+# Most tags, as they stand in the HTML: (what takes them, name, attributes).
+_MEANINGS = {f"<{name}>": (take, name, "") for name, take in _OPENING.items()}
+_MEANINGS |= {f"</{name}>": (take, name, "") for name, take in _CLOSING.items()}
+
+
+def _meaning(tag: str) -> tuple[Take | None, str, str]:
+    """What takes a tag, its name and its attributes. Nothing takes one without a meaning."""
+    if tag.startswith("<a "):
+        return _Renderer._link, "a", tag[2:-1]
+    match = _TAG.match(tag)
+    if match is None:
+        return None, "", ""
+    closing, name, attributes = match.groups()
+    name = name.lower()
+    return (_CLOSING if closing else _OPENING).get(name), name, attributes
