@@ -1,61 +1,70 @@
 r"""HTML of a post to Markdown, with code and LaTeX byte for byte.
 
-A small renderer of our own: one pass over the tags, no tree. Libraries were checked on 14,043 bodies of real dumps;
-they collapse white space inside formulas and drop `<sup>`, `<kbd>` and spoilers, and the fastest (Rust) is no faster.
+A renderer of our own: one pass over the tags, no tree. What it promises (docs/decisions/0002 has the figures):
 
-What it promises:
-
-- Text is never escaped and its white space never collapsed: `$a_b$`, `\\`, `2 * 3` and line breaks stay as they are.
-  Entities are resolved once, so `&amp;lt;b&amp;gt;` comes out as `&lt;b&gt;`. CRLF becomes LF, as in any HTML parser.
-- The content of `<pre>` and `<code>` stays byte for byte, apart from the line prefix of an enclosing quote or list. The
-  fence is longer than any run of backticks inside.
-- What Markdown has no sign for but authors write as HTML (`<sup>`, `<sub>`, `<kbd>`) stays HTML. Comments, scripts and
-  unknown tags are left out; the text inside unknown tags stays.
+- Rendering the Markdown again shows the same text, code, links, images, lists, quotes and tables. So text is escaped
+  where Markdown would read a sign, and nowhere else; formulas never are (data/markdown.py has the rules). Entities are
+  resolved once: `&amp;lt;b&amp;gt;` is the text `&lt;b&gt;`, written `\&lt;b\&gt;`. CRLF becomes LF.
+- The content of `<pre>` and `<code>` stays byte for byte, apart from the line prefix of an enclosing quote or list, and
+  from line breaks within a line of text, which are spaces there. A fence is longer than any run of backticks inside.
+- What Markdown has no sign for but authors write as HTML (`<sup>`, `<sub>`, `<kbd>`) stays HTML, and so does emphasis
+  where stars would be read as stars (`a<b>.b</b>c`). Comments, scripts and unknown tags are left out; the text inside
+  unknown tags stays.
 - Every input gives an output, in time linear in its length: wrong nesting is repaired, nesting deeper than `MAX_DEPTH`
   is flattened.
 
-Known limits: a heading is one line, so a line break inside it becomes a space; a table with a cell of several lines
-becomes paragraphs, a cell each; formatting that a block interrupts ends at the block.
+Known limits: a heading is one line, and so is a cell; a table with a list, quote, code or table in a cell becomes what
+its cells hold; formatting that a block interrupts ends at the block; elements without content are left out. A spoiler
+is a quote that begins with `>!`, its further lines with `>`: as the site writes it, and a quote to every reader.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import unescape
 
+from stackllama.data import markdown
+from stackllama.data.markdown import HARD_BREAK, RESERVED, SIGNS
+
 MAX_DEPTH = 40
 """Quotes, lists and tables inside each other; prefixing lines costs time for each level."""
+MAX_MARKS = 10
+"""Emphasis, links and the like inside each other."""
 
 # `[^<>]*` and not a quoted-string grammar: attribute values in dumps have < and > escaped, and this cannot backtrack.
-_TAG = re.compile(r"<(?:(/?)([a-zA-Z][a-zA-Z0-9]*)([^<>]*)>|!--)")
-_ANY_TAG = re.compile(r"<[^<>]+>")
+_TAGS = re.compile(r"(<(?:[/a-zA-Z][^<>]*>)?)")
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)([^>]*)>")
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
-_AFTER_BREAK = re.compile(r"[ \t]*\n?[ \t]*")
-_END_OF_PRE = re.compile(r"</pre\s*>", re.IGNORECASE)
-# An unclosed <code> ends with its block, lest it swallow the rest of the post.
-_END_OF_CODE = re.compile(r"</code\s*>|(?=</(?:p|li|blockquote|pre|h[1-6]|td|ul|ol)\b)", re.IGNORECASE)
-_END_OF_SCRIPT = re.compile(r"</(?:script|style)\s*>", re.IGNORECASE)
+_ANY_TAG = re.compile(r"<[^<>]+>")
 # A name is taken whole or not at all: trying its parts would take quadratic time where no `=` follows.
 _ATTRIBUTE = re.compile(r"""(?<![a-zA-Z-])([a-zA-Z-]++)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 # In attribute values `&copy=1` is no entity (HTML standard), so the semicolon is asked for.
 _ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 # Python refuses to read numbers of thousands of digits; no character has a number of more than seven.
 _LONG_REFERENCE = re.compile(r"&#[0-9]{11,};?")
+_PLAIN_LINK = re.compile(r"""\s*href="([^"&\\<>()\s\x00-\x20\x7f]+)"(?:\s+rel="[^"]*")?\s*""")
 _LANGUAGE = re.compile(r"\blang(?:uage)?-([A-Za-z0-9+#.-]+)")
-_TICKS = re.compile(r"`+")
 
-_SPACE = " \t\r\n"
+_SPACE = " \t\r\n" + HARD_BREAK
 _MARKS = {"em": "*", "i": "*", "strong": "**", "b": "**", "s": "~~", "strike": "~~", "del": "~~"}
-_AS_HTML = frozenset({"sup", "sub", "kbd"})
-_HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
-_PLAIN_BLOCKS = frozenset({"p", "div", "thead", "tbody", "tfoot", "section", "article", "dl", "dt", "dd", "figure"})
-_CONTAINERS = frozenset({"blockquote", "ul", "ol", "li", "table", "tr", "td", "th"})
+_AS_HTML = ("sup", "sub", "kbd")
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_BLOCKS = ("div", "thead", "tbody", "tfoot", "section", "article", "dl", "dt", "dd", "figure")
+_CONTAINERS = ("blockquote", "ul", "ol", "li", "table", "tr", "td", "th")
 _LISTS = frozenset({"ul", "ol"})
 _CELLS = frozenset({"td", "th"})
+_BULLETS = ("-", "*")
+_NUMBERS = (".", ")")
 # A closing tag reaches through open containers, but not out of the one that owns it.
 _BARRIERS = {"li": _LISTS, "td": frozenset({"table"}), "th": frozenset({"table"}), "tr": frozenset({"table"})}
+
+_AGAIN = "again"
+_NOTHING = "<!-- -->"
+_COULD_GO_ON = re.compile(r"(?:\]|&#?\w*)\Z")
+_BECOME = {"*": ("<em", "<i", "<strong", "<b"), "~": ("<s", "<del"), "`": ("<code",)}
+_ENDS_BLOCK = frozenset(f"</{name}>" for name in ("p", *_BLOCKS, *_HEADINGS, *_CONTAINERS))
 
 
 def to_markdown(html: str) -> str:
@@ -69,8 +78,12 @@ def plain_length(html: str) -> int:
     This is the length behind the baseline "the longer answer wins": addresses of links and signs of Markdown do not
     count.
     """
-    end = html.rfind(">") + 1  # behind it no tag ends; looking for an end at each `<` would take quadratic time
+    end = html.rfind(">") + 1  # behind it no tag ends, and looking for its end from each `<` would take long
     return len(_resolved(re.sub(r"<[^>]+>", "", html[:end]) + html[end:]).strip())
+
+
+Block = tuple[str, str]
+"""What a block is ("text", "item", "block", or the sign of a list: "-", "*", ".", ")"), and its Markdown."""
 
 
 @dataclass(slots=True)
@@ -79,111 +92,153 @@ class _Container:
 
     tag: str
     attributes: str = ""
-    blocks: list[tuple[str, str]] = field(default_factory=list)  # (kind: "text", "list" or "block"; Markdown)
+    blocks: list[Block] = field(default_factory=list)
     loose: bool = False  # an item with paragraphs: blank lines between the items
-    rows: list[list[str]] = field(default_factory=list)  # of a table
-    cells: list[str] = field(default_factory=list)  # of a row
+    rows: list[list[list[Block]]] = field(default_factory=list)  # of a table
+    cells: list[list[Block]] = field(default_factory=list)  # of a row
 
 
 class _Renderer:
     """One body on its way to Markdown: the open containers, and the pieces of the line in the making."""
 
     def __init__(self, html: str) -> None:
-        self.html = html.replace("\r\n", "\n").replace("\r", "\n") if "\r" in html else html
+        if "\r" in html:
+            html = html.replace("\r\n", "\n").replace("\r", "\n")
+        for sign in RESERVED:
+            if sign in html:
+                html = html.replace(sign, "\ufffd")
+        self.pieces: list[str] = _TAGS.split(html)  # text, tag or bare `<`, text, tag, ..., text
+        self.next = 0  # the index of the text to read
+        self.signs = [sign for sign in SIGNS if sign in html]  # what the text may have; it has no `<`
         self.open = [_Container("post")]
         self.inline: list[str] = []
-        self.marks: list[tuple[str, int, str]] = []  # (tag, index of its first piece, attributes)
-        self.heading = ""
-        self.flattened: Counter[str] = Counter()
+        self.marks: list[tuple[str, int, str]] = []  # (tag, index of its first piece, address)
+        self.unsure: list[tuple[int, str]] = []  # (index, tag) of emphasis that ends only if the next piece lets it
+        self.heading = 0
+        self.flattened: dict[str, int] = {}
         self.comments_end = True
 
     def run(self) -> str:
-        html, position, search, inline = self.html, 0, _TAG.search, self.inline
-        while match := search(html, position):
-            start = match.start()
-            if start > position:
-                text = html[position:start]
-                inline.append(_resolved(text))
-            position = match.end()
-            closing, name, attributes = match.groups()
-            if name is None:
-                position = self._skip_comment(position)
-            elif closing:
-                self._close(name.lower())
-            else:
-                position = self._open(name.lower(), attributes, position)
-        inline.append(_resolved(html[position:]))
+        pieces, inline, signs, meaning = self.pieces, self.inline, self.signs, _MEANINGS.get
+        held = ""  # text in front of a tag that is left out: what follows belongs to the same piece
+        last = len(pieces) - 1
+        while (index := self.next) < last:
+            text, tag = pieces[index], pieces[index + 1]
+            self.next = index + 2
+            take, name, attributes = meaning(tag) or _meaning(tag)
+            if take is None:
+                held += _resolved(text) + self._left_out(tag)
+                continue
+            if held:
+                self._text(held + _resolved(text))
+                held = ""
+            elif text and (inline or not text.isspace()):
+                for sign in signs:
+                    if sign in text:
+                        self._text(_resolved(text))
+                        break
+                else:
+                    inline.append(text)
+            take(self, name, attributes)
+        if self.next == last:
+            held += _resolved(pieces[last])
+        self.next = last + 2
+        self._text(held)
         self._flush()
         while len(self.open) > 1:
             self._pop()
         return _joined(self.open[0].blocks, tight=False)
 
-    def _skip_comment(self, position: int) -> int:
-        end = self.html.find("-->", position) if self.comments_end else -1
-        if end >= 0:
-            return end + 3
+    def _text(self, text: str) -> None:
+        """Takes text, its entities resolved, in front of the tag before `next`."""
+        if text:
+            in_link = bool(self.marks) and any(mark[0] == "a" for mark in self.marks)
+            self.inline.append(markdown.as_text(text, in_link, self._dollar_follows, self._is_alone))
+
+    def _left_out(self, tag: str) -> str:
+        """The text that a tag without a meaning is worth: none, but for a `<` that begins neither tag nor comment."""
+        pieces = self.pieces
+        if tag != "<":
+            return ""
+        if not pieces[self.next].startswith("!--") or not self.comments_end:
+            return tag
+        for index in range(self.next, len(pieces)):
+            end = pieces[index].find("-->", 3 if index == self.next else 0)
+            if end >= 0:
+                self.next = index + index % 2  # it ends with a tag, or within text
+                if index == self.next:
+                    pieces[index] = pieces[index][end + 3 :]
+                return ""
         self.comments_end = False  # searched once; without this, many openings would cost quadratic time
-        self.inline.append("<!--")
-        return position
+        return tag
 
-    def _open(self, tag: str, attributes: str, position: int) -> int:
-        """Takes an opening tag; returns where to read on (raw elements are taken whole)."""
-        if tag in _MARKS or tag in _AS_HTML or tag == "a":
-            if not any(_same(tag, mark[0]) for mark in self.marks):
-                self.marks.append((tag, len(self.inline), attributes))
-        elif tag == "code":
-            return self._code_span(position)
-        elif tag == "br":
-            # A cell is one line of the Markdown; GFM allows the tag itself there.
-            self.inline.append("<br>" if self.open[-1].tag in _CELLS else "  \n")
-            return _end(_AFTER_BREAK.match(self.html, position), position)
-        elif tag == "img":
-            given = _attributes(attributes)
-            self.inline.append(f"![{given.get('alt', '')}]({_address(given)})")
-        elif tag == "pre":
-            return self._code_block(attributes, position)
-        elif tag in ("script", "style"):
-            return _end(_END_OF_SCRIPT.search(self.html, position), len(self.html))
+    def _dollar_follows(self) -> bool:
+        """Whether a `$` comes behind the text that was taken last, in the same block."""
+        # In Markdown, the address of a link stands behind its text.
+        return any("$" in mark[2] for mark in self.marks) or self._follows("$")
+
+    def _is_alone(self, sign: str) -> bool:
+        """Whether this sign comes nowhere in the block of the text that was taken last, but in that text."""
+        return not (self.marks or any(sign in piece for piece in reversed(self.inline)) or self._follows(sign))
+
+    def _follows(self, sign: str) -> bool:
+        tags = _BECOME.get(sign, ())
+        for index in range(self.next - 1, len(self.pieces)):
+            piece = self.pieces[index]
+            if piece in _ENDS_BLOCK:
+                return False
+            if sign in _resolved(piece) or piece.startswith(tags):
+                return True
+        return False
+
+    def _open_paragraph(self, _name: str, _attributes: str) -> None:
+        if self.inline or self.marks:
+            self._flush()
+        container = self.open[-1]
+        if container.tag == "li":
+            container.loose = True
+        if not self.heading and (text := self._paragraph("</p>")):
+            container.blocks.append(("text", text))
+            self.next += 2
+
+    def _open_block(self, name: str, _attributes: str) -> None:
+        self._flush()
+        self.heading = _HEADINGS.get(name, 0)
+
+    def _close_block(self, name: str, _attributes: str) -> None:
+        if self.inline or self.marks:
+            self._flush()
+        if name != "p":
+            self.heading = 0
+
+    def _open_container(self, tag: str, attributes: str) -> None:
+        self._flush()
+        self.heading = 0
+        parent = self.open[-1]
+        if tag == "li" and parent.tag in _LISTS and (text := self._paragraph("</li>")):
+            parent.blocks.append(("item", text))
+            self.next += 2
+            return
+        if tag in _BARRIERS and parent.tag not in _BARRIERS[tag]:  # <li>a<li>b: the second item ends the first
+            self._end_container(tag)
+        if len(self.open) > MAX_DEPTH:
+            self.flattened[tag] = self.flattened.get(tag, 0) + 1
         else:
-            self._open_block(tag, attributes)
-        return position
+            self.open.append(_Container(tag, attributes))
 
-    def _open_block(self, tag: str, attributes: str) -> None:
-        if tag in _HEADINGS:
-            self._flush()
-            self.heading = _HEADINGS[tag]
-        elif tag == "hr":
-            self._flush()
-            self.open[-1].blocks.append(("block", "---"))
-        elif tag in _PLAIN_BLOCKS:
-            self._flush()
-            if tag == "p" and self.open[-1].tag == "li":
-                self.open[-1].loose = True
-        elif tag in _CONTAINERS:
-            self._flush()
-            if tag in _BARRIERS:  # <li>a<li>b: the second item ends the first
-                self._close_container(tag)
-            if len(self.open) > MAX_DEPTH:
-                self.flattened[tag] += 1
-            else:
-                self.open.append(_Container(tag, attributes))
+    def _close_container(self, tag: str, _attributes: str) -> None:
+        self._flush()
+        self.heading = 0
+        if self.flattened.get(tag):
+            self.flattened[tag] -= 1
+        else:
+            self._end_container(tag)
 
-    def _close(self, tag: str) -> None:
-        if tag in _MARKS or tag in _AS_HTML or tag == "a":
-            if any(mark[0] == tag for mark in self.marks):
-                while self._finish_mark() != tag:
-                    pass
-        elif tag in _HEADINGS or tag in _PLAIN_BLOCKS:
-            self._flush()
-        elif tag in _CONTAINERS:
-            self._flush()
-            if self.flattened[tag]:
-                self.flattened[tag] -= 1
-            else:
-                self._close_container(tag)
-
-    def _close_container(self, tag: str) -> None:
+    def _end_container(self, tag: str) -> None:
         """Ends the nearest open container of this tag and what is open inside it; none is open: nothing happens."""
+        if self.open[-1].tag == tag and len(self.open) > 1:
+            self._pop()
+            return
         barrier = _BARRIERS.get(tag, frozenset())
         for depth in range(len(self.open) - 1, 0, -1):
             if self.open[depth].tag == tag:
@@ -193,95 +248,237 @@ class _Renderer:
             if self.open[depth].tag in barrier:
                 return
 
+    def _break(self, _name: str, _attributes: str) -> None:
+        self.inline.append(HARD_BREAK)
+
+    def _rule(self, _name: str, _attributes: str) -> None:
+        self._flush()
+        blocks = self.open[-1].blocks
+        blocks.append(("block", "---" if blocks else "___"))  # `- ---` would be a rule itself
+
+    def _script(self, _name: str, _attributes: str) -> None:
+        self._content(("</script", "</style"))
+
+    def _stray(self, _name: str, _attributes: str) -> None:
+        """Takes a closing tag that closes nothing."""
+
+    def _content(self, ends: tuple[str, ...]) -> str:
+        """The HTML up to a closing tag, behind which reading goes on; all the rest if there is none."""
+        pieces, start = self.pieces, self.next
+        # An unclosed <code> ends with its block, lest it swallow the rest of the post.
+        for index in range(start + 1, len(pieces), 2):
+            tag = pieces[index].lower()
+            if tag.startswith(ends):
+                self.next = index + 1
+                return "".join(pieces[start:index])
+            if tag in _ENDS_BLOCK and "</code" in ends:
+                self.next = index - 1
+                content, pieces[index - 1] = "".join(pieces[start:index]), ""
+                return content
+        self.next = len(pieces)
+        return "".join(pieces[start:])
+
+    def _open_mark(self, tag: str, _attributes: str) -> None:
+        inline, marks, sign = self.inline, self.marks, _MARKS.get(tag, "")
+        text = self._words(f"</{tag}>") if not marks else ""
+        if text and text[0].isalnum() and text[-1].isalnum() and not (inline and inline[-1][-1] in "*~"):
+            inline.append(f"{sign}{text}{sign}" if sign else f"<{tag}>{text}</{tag}>")
+            self.next += 2
+        elif len(marks) < MAX_MARKS:
+            # Emphasis inside emphasis of its kind looks no different.
+            again = sign and any(sign == _MARKS.get(mark[0]) for mark in marks)
+            marks.append((tag, len(inline), _AGAIN if again else ""))
+            if again:
+                self._part()
+
+    def _words(self, closing: str) -> str:
+        """The text up to this closing tag, if it is Markdown as it stands and no tag is inside; or empty."""
+        pieces, index = self.pieces, self.next
+        if index + 1 >= len(pieces) or pieces[index + 1] != closing:
+            return ""
+        text = pieces[index]
+        for sign in self.signs:
+            if sign in text:
+                return ""
+        return "" if "\n" in text else text
+
+    def _shows(self, address: str) -> bool:
+        """Whether a link to this address shows just that."""
+        pieces, index = self.pieces, self.next
+        return (
+            index + 1 < len(pieces)
+            and pieces[index + 1] == "</a>"
+            and _resolved(pieces[index]) == address
+            and markdown.is_autolink(address)
+        )
+
+    def _paragraph(self, closing: str) -> str:
+        """The text up to this closing tag, if it is a paragraph as it stands and no tag is inside; or empty."""
+        text = self._words(closing).strip(_SPACE)
+        return text if text and text[0] not in markdown.FIRST_SIGNS and not text.isspace() else ""
+
+    def _close_mark(self, tag: str, _attributes: str = "") -> None:
+        for mark in self.marks:
+            if mark[0] == tag:
+                while self._finish_mark() != tag:
+                    pass
+                return
+        self._part()
+
+    def _link(self, _name: str, attributes: str) -> None:
+        inline = self.inline
+        if self.marks:
+            self._close_mark("a")  # a link ends where another begins
+        if match := _PLAIN_LINK.fullmatch(attributes):
+            target = address = match[1]
+        else:
+            given = _attributes(attributes)
+            target = _target(given, "href")
+            if not target:
+                self._part()
+                return
+            address = markdown.address(target, _title(given))
+        text = self._words("</a>")
+        if text and text == text.strip() and not (inline and inline[-1][-1] == "!"):
+            shown = text == address and markdown.is_autolink(text)
+            inline.append(f"<{address}>" if shown else f"[{text}]({address})")
+            self.next += 2
+            return
+        if self._shows(address):
+            inline.append(f"<{address}>")
+            self.next += 2
+            return
+        if len(self.marks) < MAX_MARKS:
+            self.marks.append(("a", len(inline), address))
+
+    def _image(self, _name: str, attributes: str) -> None:
+        given = _attributes(attributes)
+        alt = markdown.as_text(given.get("alt", ""), True, self._dollar_follows, markdown.no)
+        address = markdown.address(_target(given, "src"), _title(given))
+        self.inline.append(f"![{markdown.in_one_line(alt, ' ')}]({address})")
+
     def _finish_mark(self) -> str:
         """Ends the innermost open mark; white space at its ends moves outside, where Markdown wants it."""
-        tag, start, attributes = self.marks.pop()
-        content = "".join(self.inline[start:])
-        del self.inline[start:]
-        core = content.strip(_SPACE)
-        if not core:
-            self.inline.append(content)
+        tag, start, address = self.marks.pop()
+        inline = self.inline
+        if address == _AGAIN:
+            self._part()
             return tag
-        head = len(content) - len(content.lstrip(_SPACE))
-        self.inline.append(content[:head] + _marked(tag, core, attributes) + content[head + len(core) :])
+        self._settle(start)
+        content = "".join(inline[start:])
+        del inline[start:]
+        core = content.strip()
+        start = content.find(core) if core else len(content)
+        if start:
+            inline.append(content[:start])
+        if not core:
+            self._part()
+            return tag
+        tail = content[start + len(core) :]
+        core = markdown.in_one_piece(core)
+        if tag == "a":
+            if inline and inline[-1][-1:] == "!":  # or it would be an image
+                inline[-1] = inline[-1][:-1] + "\\!"
+            inline.append(f"[{core}]({address})")
+        elif tag in _MARKS and markdown.flanks(inline[-1][-1] if inline else "", core[0], nested=self._is_nested(tag)):
+            if not core[-1].isalnum():
+                self.unsure.append((len(inline), tag))
+            inline.append(f"{_MARKS[tag]}{core}{_MARKS[tag]}")
+        else:
+            inline.append(f"<{tag}>{core}</{tag}>")
+        if tail:
+            inline.append(tail)
         return tag
+
+    def _part(self) -> None:
+        """Keeps the text in front of a tag that becomes nothing from meaning something with the text behind it."""
+        following = self.pieces[self.next][:1] if self.next < len(self.pieces) else ""
+        if self.inline and not following.isspace() and _COULD_GO_ON.search(self.inline[-1][-40:]):
+            self.inline.append(_NOTHING)
+
+    def _is_nested(self, tag: str) -> bool:
+        return any(mark[0] in _MARKS and _MARKS[mark[0]][0] == _MARKS[tag][0] for mark in self.marks)
+
+    def _settle(self, start: int = 0) -> None:
+        """Emphasis from this piece on that its surroundings would not let end becomes HTML."""
+        inline = self.inline
+        while self.unsure and self.unsure[-1][0] >= start:
+            index, tag = self.unsure.pop()
+            following = inline[index + 1][:1] if index + 1 < len(inline) else ""
+            piece, sign = inline[index], len(_MARKS[tag])
+            if not markdown.flanks(following, piece[-sign - 1]):
+                inline[index] = f"<{tag}>{piece[sign:-sign]}</{tag}>"
 
     def _flush(self) -> None:
         """Ends the line in the making: what it holds becomes a block of the innermost container."""
         while self.marks:
             self._finish_mark()
-        text = "".join(self.inline)
+        if not self.inline:
+            return
+        if self.unsure:
+            self._settle()
+        text = ("".join(self.inline) if len(self.inline) > 1 else self.inline[0]).strip(_SPACE)
         self.inline.clear()
-        heading, self.heading = self.heading, ""
-        if text and not text.isspace():
-            text = text.strip(_SPACE)
-            if heading:
-                self.open[-1].blocks.append(("block", heading + " ".join(text.split("\n"))))
-            else:
-                self.open[-1].blocks.append(("text", text))
+        if not text or text.isspace():
+            return
+        container = self.open[-1]
+        if self.heading:
+            container.blocks.append(("block", markdown.heading(self.heading, text)))
+        elif container.tag in _CELLS:
+            container.blocks.append(("text", markdown.in_one_line(text, "<br>")))
+        elif markdown.is_one_plain_line(text):
+            container.blocks.append(("text", text))
+        else:
+            container.blocks += [("text", part) for part in markdown.paragraphs(text)]
 
-    def _code_span(self, position: int) -> int:
-        match = _END_OF_CODE.search(self.html, position)
-        content = self.html[position : match.start() if match else len(self.html)]
-        code = _raw_text(content)
-        if code:
-            ticks = "`" * (_longest_run(code) + 1)
-            # CommonMark takes one space off each end when both are there, so one more keeps the content.
-            pad = " " if code[0] == "`" or code[-1] == "`" or (code[0] == code[-1] == " " and code.strip(" ")) else ""
-            self.inline.append(f"{ticks}{pad}{code}{pad}{ticks}")
-        return match.end() if match else len(self.html)
+    def _code_span(self, _name: str, _attributes: str) -> None:
+        inline = self.inline
+        if code := _raw_text(self._content(("</code",))):
+            if inline and inline[-1][-1] == "`":  # the two signs would be read as one
+                inline.append(_NOTHING)
+            inline.append(markdown.code_span(code))
+        else:
+            self._part()
 
-    def _code_block(self, attributes: str, position: int) -> int:
+    def _code_block(self, _name: str, attributes: str) -> None:
         self._flush()
-        match = _END_OF_PRE.search(self.html, position)
-        content = self.html[position : match.start() if match else len(self.html)]
+        content = self._content(("</pre",))
         language = _LANGUAGE.search(attributes) or _LANGUAGE.search(content[: content.find(">") + 1])
         name = "" if language is None or language[1] == "none" else language[1]
         code = _raw_text(content.removeprefix("\n"))
-        ticks = "`" * max(3, _longest_run(code) + 1)
-        self.open[-1].blocks.append(("block", f"{ticks}{name}\n{code.removesuffix(chr(10))}\n{ticks}"))
-        return match.end() if match else len(self.html)
+        self.open[-1].blocks.append(("block", markdown.code_block(code.removesuffix("\n"), name)))
 
     def _pop(self) -> None:
         """Ends the innermost container and hands its Markdown to the one around it."""
         container = self.open.pop()
         parent, tag, blocks = self.open[-1], container.tag, container.blocks
         if tag == "blockquote" and blocks:
-            sign = ">! " if "spoiler" in container.attributes else "> "
-            parent.blocks.append(("block", _prefixed(_joined(blocks, tight=False), sign, sign)))
+            parent.blocks.append(("block", _quote(blocks, spoiler="spoiler" in container.attributes)))
         elif tag == "li" and blocks:
             parent.loose = parent.loose or container.loose
             item = _joined(blocks, tight=not container.loose)
             # An item outside any list is a bullet by itself.
-            parent.blocks.append(("item", item) if parent.tag in _LISTS else ("block", _prefixed(item, "- ", "  ")))
+            parent.blocks.append(("item", item) if parent.tag in _LISTS else ("-", _prefixed(item, "- ", "  ")))
         elif tag in _LISTS and blocks:
-            parent.blocks.append(("list", _list(container)))
+            parent.blocks += _list(container, parent.blocks[-1][0] if parent.blocks else "")
         elif tag in _CELLS:
             if parent.tag == "tr":
-                parent.cells.append(_joined(blocks, tight=False))
+                parent.cells.append(blocks)
             else:
-                parent.blocks.extend(blocks)
+                parent.blocks += blocks
         elif tag == "tr":
             if parent.tag == "table":
                 parent.rows.append(container.cells)
             else:
-                parent.blocks.extend(("text", cell) for cell in container.cells if cell)
-            parent.blocks.extend(blocks)
+                parent.blocks += [block for cell in container.cells for block in cell]
+            parent.blocks += blocks
         elif tag == "table":
-            parent.blocks.extend(blocks + _table(container.rows))
+            parent.blocks += blocks + _table(container.rows)
 
 
 def _resolved(text: str) -> str:
     """The text with its entities resolved once; a number that is no character's becomes U+FFFD, however long it is."""
     return unescape(_LONG_REFERENCE.sub("\ufffd", text)) if "&" in text else text
-
-
-def _end(match: re.Match[str] | None, otherwise: int) -> int:
-    return match.end() if match else otherwise
-
-
-def _same(tag: str, other: str) -> bool:
-    return tag == other or (tag in _MARKS and _MARKS[tag] == _MARKS.get(other))
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -292,25 +489,14 @@ def _attributes(text: str) -> dict[str, str]:
     return found
 
 
-def _address(given: dict[str, str]) -> str:
-    """The target of a link or an image, with its title if there is one."""
-    target = given.get("href", given.get("src", "")).strip(_SPACE)
-    if any(sign in target for sign in " \t\n") or target.count("(") != target.count(")"):
-        target = f"<{target}>"
-    title = given.get("title", "").replace('"', "'").replace("\n", " ")
-    return f'{target} "{title}"' if title else target
+def _target(given: dict[str, str], name: str) -> str:
+    """An address as browsers take it: without white space at its ends, line breaks and tabs."""
+    target = given.get(name, "").strip(_SPACE)
+    return target.replace("\n", "").replace("\t", "") if "\n" in target or "\t" in target else target
 
 
-def _marked(tag: str, text: str, attributes: str) -> str:
-    if tag in _AS_HTML:
-        return f"<{tag}>{text}</{tag}>"
-    if tag in _MARKS:
-        return f"{_MARKS[tag]}{text}{_MARKS[tag]}"
-    given = _attributes(attributes)
-    href = given.get("href", "").strip(_SPACE)
-    if not href:
-        return text
-    return f"<{href}>" if href == text and ":" in href and "title" not in given else f"[{text}]({_address(given)})"
+def _title(given: dict[str, str]) -> str:
+    return " ".join(given["title"].split()) if "title" in given else ""
 
 
 def _raw_text(html: str) -> str:
@@ -320,55 +506,113 @@ def _raw_text(html: str) -> str:
     return _resolved(html)
 
 
-def _longest_run(code: str) -> int:
-    return max((len(run) for run in _TICKS.findall(code)), default=0) if "`" in code else 0
-
-
 def _prefixed(text: str, first: str, following: str) -> str:
     """The text with `first` before its first line and `following` before the others; empty lines get no trailing
     space.
     """
+    if text and "\n" not in text:
+        return first + text
     head, *rest = text.split("\n")
     lines = [(first + head) if head else first.rstrip(" ")]
     lines += [(following + line) if line else following.rstrip(" ") for line in rest]
     return "\n".join(lines)
 
 
-def _joined(blocks: list[tuple[str, str]], *, tight: bool) -> str:
+def _joined(blocks: list[Block], *, tight: bool) -> str:
     """The blocks, a blank line between them; in a tight item a list inside follows its text at once."""
+    if len(blocks) == 1:
+        return blocks[0][1]
     parts: list[str] = []
     for index, (kind, text) in enumerate(blocks):
         if index:
-            parts.append("\n" if tight and kind == "list" and blocks[index - 1][0] == "text" else "\n\n")
+            # Only a list that begins with 1 may follow text without a blank line.
+            at_once = kind in _BULLETS or (kind in _NUMBERS and text.startswith(("1.", "1)")))
+            parts.append("\n" if tight and at_once and blocks[index - 1][0] == "text" else "\n\n")
         parts.append(text)
     return "".join(parts)
 
 
-def _list(container: _Container) -> str:
+def _quote(blocks: list[Block], *, spoiler: bool) -> str:
+    text = _joined(blocks, tight=False)
+    if not spoiler:
+        return _prefixed(text, "> ", "> ")
+    return _prefixed(text if blocks[0][0] == "text" else "\n\n" + text, ">! ", "> ")
+
+
+def _list(container: _Container, before: str) -> list[Block]:
+    """The list, behind what stood outside its items. `before` is the kind of the block before: the list takes another
+    sign than that, or the two would be one.
+    """
+    signs = _NUMBERS if container.tag == "ol" else _BULLETS
+    sign = signs[1] if before == signs[0] else signs[0]
     start = _attributes(container.attributes).get("start", "") if container.tag == "ol" else ""
-    number = int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 1
+    number = int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 1
+    outside: list[Block] = []
     items: list[str] = []
     for kind, text in container.blocks:
-        if kind != "item":  # a list or text straight inside the list
-            items.append(_prefixed(text, "  ", "  ") if kind == "list" else text)
-            continue
-        sign = f"{number}. " if container.tag == "ol" else "- "
-        number += 1
-        items.append(_prefixed(text, sign, " " * len(sign)))
-    return ("\n\n" if container.loose else "\n").join(items)
+        if kind == "item":
+            first = f"{number}{sign} " if container.tag == "ol" else f"{sign} "
+            number += 1
+            items.append(_prefixed(text, first, " " * len(first)))
+        elif items:  # text or a list straight inside the list
+            indent = " " * len(first)
+            items[-1] += "\n\n" + _prefixed(text, indent, indent)
+        else:
+            outside.append((kind, text))
+    return [*outside, (sign, ("\n\n" if container.loose else "\n").join(items))] if items else outside
 
 
-def _table(rows: list[list[str]]) -> list[tuple[str, str]]:
-    """A pipe table with the first row as its head. A `|` in a cell is not escaped: in a formula that would change
-    it.
-    """
-    rows = [row for row in rows if row]
-    width, cells = max(map(len, rows), default=0), sum(map(len, rows))
+def _table(rows: list[list[list[Block]]]) -> list[Block]:
+    """A pipe table with the first row as its head; what the cells hold, if a cell holds more than text."""
+    blocks = [block for row in rows for cell in row for block in cell]
+    if any(kind != "text" or "\n" in text for kind, text in blocks) or not blocks:
+        return blocks
+    width = max(len(row) for row in rows)
     # Filled up with empty cells, a few long rows among many short ones would take any amount of memory.
-    if any("\n" in cell for row in rows for cell in row) or width * len(rows) > 4 * cells + 1000:
-        return [("text", cell) for row in rows for cell in row if cell]
-    if not rows:
-        return []
-    lines = ["| " + " | ".join(row + [""] * (width - len(row))) + " |" for row in rows]
+    if width * len(rows) > 4 * sum(map(len, rows)) + 1000:
+        return blocks
+    lines = []
+    for row in rows:
+        if row:
+            # A reader takes the backslash off before anything else, so it is right in code and formulas too.
+            cells = ["<br>".join([text for _, text in cell]).replace("|", "\\|") for cell in row]
+            lines.append("| " + " | ".join(cells + [""] * (width - len(row))) + " |")
     lines.insert(1, "|" + " --- |" * width)
     return [("block", "\n".join(lines))]
+
+
+Take = Callable[[_Renderer, str, str], None]
+_OPENING: dict[str, Take] = {
+    "p": _Renderer._open_paragraph,
+    **dict.fromkeys((*_BLOCKS, *_HEADINGS), _Renderer._open_block),
+    **dict.fromkeys(_CONTAINERS, _Renderer._open_container),
+    **dict.fromkeys((*_MARKS, *_AS_HTML), _Renderer._open_mark),
+    **dict.fromkeys(("script", "style"), _Renderer._script),
+    "a": _Renderer._link,
+    "code": _Renderer._code_span,
+    "pre": _Renderer._code_block,
+    "br": _Renderer._break,
+    "img": _Renderer._image,
+    "hr": _Renderer._rule,
+}
+_CLOSING: dict[str, Take] = {
+    **dict.fromkeys(_OPENING, _Renderer._stray),
+    **dict.fromkeys(("p", *_BLOCKS, *_HEADINGS), _Renderer._close_block),
+    **dict.fromkeys(_CONTAINERS, _Renderer._close_container),
+    **dict.fromkeys(("a", *_MARKS, *_AS_HTML), _Renderer._close_mark),
+}
+# Most tags, as they stand in the HTML: (what takes them, name, attributes).
+_MEANINGS = {f"<{name}>": (take, name, "") for name, take in _OPENING.items()}
+_MEANINGS |= {f"</{name}>": (take, name, "") for name, take in _CLOSING.items()}
+
+
+def _meaning(tag: str) -> tuple[Take | None, str, str]:
+    """What takes a tag, its name and its attributes. Nothing takes one without a meaning."""
+    if tag.startswith("<a "):
+        return _Renderer._link, "a", tag[2:-1]
+    match = _TAG.match(tag)
+    if match is None:
+        return None, "", ""
+    closing, name, attributes = match.groups()
+    name = name.lower()
+    return (_CLOSING if closing else _OPENING).get(name), name, attributes
