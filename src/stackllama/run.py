@@ -23,7 +23,15 @@ from typing import Any
 
 from stackllama.environment import changes, environment
 from stackllama.errors import RunError
-from stackllama.files import atomic_write_json, atomic_write_text, digest_json, is_temporary, read_json, take_lock
+from stackllama.files import (
+    atomic_write_json,
+    atomic_write_text,
+    digest_json,
+    is_temporary,
+    raise_if_full,
+    read_json,
+    take_lock,
+)
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import flatten, load_recipe, to_yaml
 

@@ -16,7 +16,6 @@ from stackllama.data.splits import LEDGER, SPLITS
 from stackllama.errors import DataError
 from stackllama.files import atomic_file, check_writable, take_lock
 
-
 _ANOTHER = "name another file by data.ledger"
 
 
