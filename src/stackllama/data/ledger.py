@@ -98,8 +98,8 @@ def _checked(lots: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
         if torn.num_rows:
             site, number = (torn[name][0].as_py() for name in ("site", "id"))
             raise DataError(
-                f"{path} would have question {number} of {site} in two splits, so what is held out could be trained "
-                "on; restore it from a backup"
+                f"question {number} of {site} is in two splits by the ledger {path}, so what is held out could be "
+                "trained on; restore it from a backup"
             )
         yield lot
         last = rows.slice(max(0, len(rows) - 1))
