@@ -269,8 +269,7 @@ def test_votes_are_dated_by_the_sum_of_each_day(tmp_path: Path, twice: bool) -> 
         for post, said in days.items()
         for one in said.split()
     ]
-    votes = [{"Id": str(number)} | vote for number, vote in enumerate(votes)]
-    dump = with_table(site(tmp_path / "in", posts), "Votes", votes)
+    dump = with_table(site(tmp_path / "in", posts), "Votes", [{"Id": str(at)} | vote for at, vote in enumerate(votes)])
     rules = PairRules(score="votes", time="since_later")
     counts = built(tmp_path / "out", dump, settings=replace(SETTINGS, rules=rules))
     assert counts["notes"]["questions judged by the votes that both answers could have"] == 1
@@ -296,6 +295,15 @@ def test_the_ledger_is_followed_under_other_fractions(dump: Path, tmp_path: Path
 
 def first_in(split: str) -> int:
     return next(number for number in range(1, 1000) if assign(SITE, number, FRACTIONS) == split)
+
+
+def test_a_split_of_the_ledger_stays_where_it_gets_no_share_any_more(tmp_path: Path) -> None:
+    held_out, trained = first_in("eval"), first_in("sft")
+    dump = site(tmp_path / "in", asked(held_out, trained))
+    built(tmp_path / "out", dump)
+    counts = built(tmp_path / "out", dump, settings=replace(SETTINGS, fractions={"sft": 0.5, "ppo": 0.5}))
+    assert counts["rows"] == 6
+    assert splits_of(tmp_path / "out") == {held_out: "eval", trained: "sft"}
 
 
 def asked(*numbers: int) -> list[Row]:

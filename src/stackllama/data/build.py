@@ -33,7 +33,7 @@ from stackllama.data.pieces import Source
 from stackllama.data.posts import Document
 from stackllama.data.preferences import KEPT, PairRules
 from stackllama.data.shuffle import bucket_of, write_dealt
-from stackllama.data.splits import assign
+from stackllama.data.splits import SPLITS, assign
 from stackllama.data.workers import Over, open_workers
 from stackllama.errors import DataError
 from stackllama.files import digest_file
@@ -183,7 +183,8 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
         pairs.update(one.pairs)
     dropped = {reason: count for reason, count in reasons.items() if reason.startswith(_OF_POSTS)}
     notes = {reason: count for reason, count in reasons.items() if reason not in dropped}
-    parts = {f"questions/{split}": _part(split, finished) for split in wanted(settings.fractions)}
+    there = set(wanted(settings.fractions)).union(*(one.parts for one in finished))  # the ledger may know others
+    parts = {f"questions/{split}": _part(split, finished) for split in SPLITS if split in there}
     totals = Counter[str]()
     for part in parts.values():
         totals.update(part.counts)
