@@ -84,6 +84,7 @@ def measure(seconds: float) -> dict[str, float]:
         max_question_tokens=256,
         max_answer_tokens=128,
         row_tokens=ROW_TOKENS,
+        by_pairs=False,
         seed=0,
     )
     learn = sft_source(texts.items, everything=False, tokens_per_step=2048, **endless)  # type: ignore[arg-type]

@@ -258,6 +258,7 @@ def paired_trees(
         max_question_tokens=recipe.reward.max_question_tokens,
         max_answer_tokens=recipe.reward.max_answer_tokens,
         row_tokens=recipe.compute.row_tokens,
+        by_pairs=recipe.data.preferences.weight == "pairs",
         seed=stage_seed(recipe, "reward/answers"),
     )
     return questions, trees

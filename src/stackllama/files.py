@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -68,6 +69,37 @@ def check_writable(path: Path, otherwise: str) -> None:
         probe.unlink()
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}; {otherwise}") from error
+
+
+def take_lock(path: Path, what: Path, otherwise: str) -> int:
+    """A descriptor that holds the lock at `path`; the system lets go of it when the process ends, however it ends.
+
+    Who holds it may remove `path`. Errors: RunError where another process holds it, which is then said of `what`, or
+    where it cannot be had; the last words are `otherwise`.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise_if_full(error, path)
+            raise RunError(f"{path} cannot be opened: {error.strerror}; {otherwise}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise RunError(f"{path} cannot be locked ({error.strerror}): no local disk?; {otherwise}") from error
+            raise RunError(
+                f"{what} is in use by another process ({owner or 'unknown'}); wait for it, or {otherwise}"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else: its owner removed it in between
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -104,7 +104,7 @@ class Preferences(Section):
         None, ge=1, description="Most times that the longer answer is as long as the shorter; none: any."
     )
     near_copies: float | None = Field(
-        0.8, gt=0, le=1, description="Resemblance of two answers from which on they are no pair; none: any."
+        0.8, ge=0.5, le=1, description="Resemblance of two answers from which on they are no pair; none: any."
     )
     weight: Literal["equal", "pairs", "votes"] = Field(
         "equal",

@@ -13,7 +13,6 @@ on from, or stands on, something that was made again differently.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -24,7 +23,15 @@ from typing import Any
 
 from stackllama.environment import changes, environment
 from stackllama.errors import RunError
-from stackllama.files import atomic_write_json, atomic_write_text, digest_json, is_temporary, raise_if_full, read_json
+from stackllama.files import (
+    atomic_write_json,
+    atomic_write_text,
+    digest_json,
+    is_temporary,
+    raise_if_full,
+    read_json,
+    take_lock,
+)
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import flatten, load_recipe, to_yaml
 
@@ -228,7 +235,7 @@ def open_run(recipe: Recipe, folder: Path | None = None) -> Run:
         raise RunError(f"{folder} cannot be made: {error.strerror}; choose another --name or --folder") from error
     if _foreign(folder) and not (folder / _RECIPE).is_file():
         raise RunError(f"{folder} holds other files and no recipe.yaml, so it is no run; choose another --name")
-    lock = _lock(folder)
+    lock = take_lock(folder / ".lock", folder, "choose another --name or --folder")
     try:
         stored = folder / _RECIPE
         found |= {name for name in (_RECIPE, "lineage.json") if (folder / name).exists()}
@@ -349,36 +356,6 @@ def _missing(folder: Path, stage: str, *, needed_by: str | None) -> RunError:
     state = "is not complete" if _has_begun(folder, stage) else "has not been run"
     first = shlex.join(["stackllama", COMMANDS[stage], str(folder / _RECIPE)])
     return RunError(f"{reason} {state} in {folder}; first type: {first}")
-
-
-def _lock(folder: Path) -> int:
-    """A descriptor that holds the run's lock; the system lets go of it when the process ends, however it ends."""
-    path = folder / ".lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise_if_full(error, path)
-            raise RunError(f"{path} cannot be opened: {error.strerror}; choose another --name or --folder") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                raise RunError(
-                    f"{path} cannot be locked ({error.strerror}); choose a --folder on a local disk"
-                ) from error
-            raise RunError(
-                f"{folder} is in use by another process ({owner or 'unknown'}); wait for it, or use another --name"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else: its owner removed it in between
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-                return descriptor
-        os.close(descriptor)
 
 
 def _foreign(folder: Path) -> bool:

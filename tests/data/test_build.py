@@ -7,10 +7,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from stackllama.data import build, convert, interchange_write, store
@@ -20,9 +24,10 @@ from stackllama.data.pairing import MOST_ANSWERS
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
+from stackllama.data.splits import assign
 from stackllama.data.synthetic import SITE, world_documents, write_dump
-from stackllama.errors import DataError, DumpError
-from tests.data.dumps import answer, question, site
+from stackllama.errors import DataError, DumpError, RunError
+from tests.data.dumps import Row, answer, question, site, table
 
 FRACTIONS = {"sft": 0.4, "reward": 0.3, "judge": 0.0, "ppo": 0.1, "eval": 0.2}
 SETTINGS = Settings(FRACTIONS, PairRules(max_pairs=2), clustering=Clustering(near_copies=False))
@@ -210,3 +215,134 @@ def test_every_row_may_come_from_a_site_of_its_own(tmp_path: Path) -> None:
     built(tmp_path / "out", tmp_path / "x.jsonl", settings=settings)  # now the ledger knows them
     assert time.process_time() - started < 15  # 30 where all rows are looked through for each site
     assert counts["rows"] == 36_000
+
+
+def with_table(folder: Path, name: str, rows: list[Row]) -> Path:
+    (folder / f"{name}.xml").write_bytes(table(name, rows))
+    return folder
+
+
+def pairs_of(one: Question) -> list[tuple[int, int, int, float]]:
+    """(id of the better, id of the worse, gap, margin) of its pairs."""
+    return [(one.answers[p.better].id, one.answers[p.worse].id, p.gap, p.margin) for p in one.pairs]
+
+
+@pytest.mark.parametrize(("rule", "weights"), [("equal", (1, 1)), ("pairs", (3, 1)), ("votes", (np.log2(12), 3))])
+def test_margins_and_weights_reach_the_store(tmp_path: Path, rule: Any, weights: tuple[float, float]) -> None:
+    # log2(1 + votes): 9 gives 3.3, so 3; 2 gives 1.6, so 2; 0 gives 0; 7 gives 3. An accepted mark adds 1.
+    first = [question(1), answer(2, 1, Score="9"), answer(3, 1, Score="2"), answer(4, 1, Score="0")]
+    second = [question(5, AcceptedAnswerId="6"), answer(6, 5, Score="7"), answer(7, 5, Score="-1")]
+    rules = PairRules(margin=0.5, weight=rule)
+    built(tmp_path / "out", site(tmp_path / "in", first + second), settings=replace(SETTINGS, rules=rules))
+    found = {one.id: one for one in questions(tmp_path / "out")}
+    assert pairs_of(found[1]) == [(2, 3, 1, 0.5), (2, 4, 3, 1.5), (3, 4, 2, 1.0)]
+    assert pairs_of(found[5]) == [(6, 7, 5, 2.5)]
+    assert (found[1].weight, found[5].weight) == pytest.approx(weights)
+
+
+def test_gaps_and_margins_of_stated_pairs_are_those_of_the_scores(tmp_path: Path) -> None:
+    # Each letter is better than the next: A has the score 4, E 0. Nothing here doubles from step to step.
+    rows = [{"prompt": "why?", "chosen": one, "rejected": other} for one, other in ("AB", "BC", "CD", "DE", "AE", "BE")]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = replace(SETTINGS, rules=PairRules(margin=0.5))
+    built(tmp_path / "out", tmp_path / "x.jsonl", settings=settings)
+    (found,) = questions(tmp_path / "out")
+    text = {one.id: one.text for one in found.answers}
+    assert {(text[better] + text[worse], gap, margin) for better, worse, gap, margin in pairs_of(found)} == {
+        ("AB", 1, 0.5), ("BC", 1, 0.5), ("CD", 1, 0.5), ("DE", 1, 0.5), ("AE", 4, 2.0), ("BE", 3, 1.5)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_votes_are_dated_by_the_sum_of_each_day(tmp_path: Path, twice: bool) -> None:
+    # Answer 2: 5 up on the 2nd, then 2 up and 1 down on the 12th: 6, of which 1 since the later answer's day. Answer 3:
+    # 2 up on the 10th, then 2 up and 1 down on the 11th: 3, all of them.
+    posts = [
+        question(1),
+        answer(2, 1, Score="6", CreationDate="2019-05-01T12:00:00.000"),
+        answer(3, 1, Score="3", CreationDate="2019-05-10T12:00:00.000"),
+    ]
+    posts += posts[1:] if twice else []  # an answer that is read twice has its votes once
+    days = {2: "02+ 02+ 02+ 02+ 02+ 12+ 12+ 12-", 3: "10+ 10+ 11+ 11+ 11-"}
+    votes = [
+        {"PostId": str(post), "VoteTypeId": "2" if one[2] == "+" else "3", "CreationDate": f"2019-05-{one[:2]}"}
+        for post, said in days.items()
+        for one in said.split()
+    ]
+    dump = with_table(site(tmp_path / "in", posts), "Votes", [{"Id": str(at)} | vote for at, vote in enumerate(votes)])
+    rules = PairRules(score="votes", time="since_later")
+    counts = built(tmp_path / "out", dump, settings=replace(SETTINGS, rules=rules))
+    assert counts["notes"]["questions judged by the votes that both answers could have"] == 1
+    assert [pairs_of(one) for one in questions(tmp_path / "out")] == [[(3, 2, 2, 0.0)]]
+    assert counts["dropped"] == ({"post: its Id occurs twice": 2} if twice else {})
+
+
+def splits_of(folder: Path) -> dict[int, str]:
+    return {one.id: split for split in build.wanted(FRACTIONS) for one in store.read_questions(folder, split)}
+
+
+OTHERS = replace(SETTINGS, fractions={"sft": 0.1, "reward": 0.1, "ppo": 0.1, "eval": 0.7})
+
+
+def test_the_ledger_is_followed_under_other_fractions(dump: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.parquet"
+    for name, settings in (("first", SETTINGS), ("again", OTHERS)):
+        build.build(build.sources([dump], SITE), tmp_path / name, settings, ALONE, ledger=ledger, fingerprint=0)
+    built(tmp_path / "alone", dump, settings=OTHERS)
+    assert splits_of(tmp_path / "again") == splits_of(tmp_path / "first")
+    assert splits_of(tmp_path / "alone") != splits_of(tmp_path / "first")
+
+
+def first_in(split: str) -> int:
+    return next(number for number in range(1, 1000) if assign(SITE, number, FRACTIONS) == split)
+
+
+def test_a_split_of_the_ledger_stays_where_it_gets_no_share_any_more(tmp_path: Path) -> None:
+    held_out, trained = first_in("eval"), first_in("sft")
+    dump = site(tmp_path / "in", asked(held_out, trained))
+    built(tmp_path / "out", dump)
+    counts = built(tmp_path / "out", dump, settings=replace(SETTINGS, fractions={"sft": 0.5, "ppo": 0.5}))
+    assert counts["rows"] == 6
+    assert splits_of(tmp_path / "out") == {held_out: "eval", trained: "sft"}
+
+
+def asked(*numbers: int) -> list[Row]:
+    """Questions with a pair of answers each."""
+    return [
+        post
+        for number in numbers
+        for post in (
+            question(number),
+            answer(1000 + number, number, Score="0"),
+            answer(2000 + number, number, Score="9"),
+        )
+    ]
+
+
+def test_a_duplicate_of_a_held_out_question_that_is_gone_is_held_out(tmp_path: Path) -> None:
+    held_out, new = first_in("eval"), first_in("sft")
+    link = {"Id": "1", "PostId": str(new), "RelatedPostId": str(held_out), "LinkTypeId": "3"}
+    before = site(tmp_path / "before", asked(held_out))
+    after = with_table(site(tmp_path / "after", asked(new)), "PostLinks", [link])
+    built(tmp_path / "alone", after)
+    assert splits_of(tmp_path / "alone") == {new: "sft"}  # where its hash points
+    built(tmp_path / "out", before)
+    built(tmp_path / "out", after)
+    assert splits_of(tmp_path / "out") == {new: "eval"}
+
+
+def test_a_second_build_waits_for_the_ledger_of_the_first(tmp_path: Path) -> None:
+    dumped, ledger = build.sources([site(tmp_path / "in", asked(1, 2))], SITE), tmp_path / "ledger.parquet"
+    refused: list[str] = []
+
+    @contextmanager
+    def meanwhile(title: str, _unit: str) -> Iterator[Callable[[int, int], None]]:
+        with pytest.raises(RunError, match=r"ledger\.parquet is in use.*wait for it"):
+            build.build(dumped, tmp_path / "second", SETTINGS, ALONE, ledger=ledger, fingerprint=0)
+        refused.append(title)
+        yield lambda _done, _total: None
+
+    build.build(dumped, tmp_path / "first", SETTINGS, ALONE, ledger=ledger, fingerprint=0, show=meanwhile)
+    assert refused == ["data: converting", "data: joining", "data: writing"]
+    build.build(dumped, tmp_path / "second", SETTINGS, ALONE, ledger=ledger, fingerprint=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "in", "ledger.parquet", "second"]

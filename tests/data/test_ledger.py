@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
+from stackllama.data.ledger import locked_ledger, open_ledger, read_ledger, save_ledger
 from stackllama.data.splits import LEDGER
 from stackllama.errors import DataError, RunError
 
@@ -74,3 +74,35 @@ def test_opening_a_ledger_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
     open_ledger(tmp_path / "ledger")
     assert (tmp_path / "ledger").read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "ledger"]
+
+
+def test_a_question_in_two_splits_is_refused(tmp_path: Path) -> None:
+    rows: list[Row] = [("s", 1, "sft"), ("s", 2, "eval"), ("s", 2, "sft"), ("t", 2, "eval")]
+    torn = assigned(tmp_path / "torn", *rows)
+    with pytest.raises(DataError, match=r"question 2 of s is in two splits by the ledger .*torn.*backup"):
+        open_ledger(torn)
+    for first in (1, 2):  # one of the two rows is in the ledger, the other one is new
+        ledger = assigned(tmp_path / "ledger", rows[first])
+        content = ledger.read_bytes()
+        with pytest.raises(DataError, match="question 2 of s is in two splits"):
+            save_ledger(ledger, [assigned(tmp_path / "new", rows[0], rows[3 - first], rows[3])], folder=tmp_path)
+        assert ledger.read_bytes() == content
+
+
+def test_rows_of_one_question_are_told_where_a_lot_ends_between_them(tmp_path: Path) -> None:
+    rows: list[Row] = [("s", number, "sft") for number in range(1 << 18)]
+    open_ledger(assigned(tmp_path / "whole", *rows))
+    with pytest.raises(DataError, match=f"question {(1 << 18) - 1} of s is in two splits"):
+        open_ledger(assigned(tmp_path / "torn", *rows, ("s", (1 << 18) - 1, "eval")))
+
+
+def test_one_build_at_a_time_has_the_ledger(tmp_path: Path) -> None:
+    ledger, alias = tmp_path / "deep" / "ledger", tmp_path / "alias"
+    with locked_ledger(ledger):
+        alias.symlink_to(ledger)
+        for name in (ledger, alias):
+            with pytest.raises(RunError, match=r"deep/ledger is in use by another process.*wait for it"):
+                locked_ledger(name).__enter__()
+    with locked_ledger(alias):
+        pass
+    assert list(ledger.parent.iterdir()) == []

@@ -132,6 +132,19 @@ def test_votes_that_do_not_add_up_are_not_used() -> None:
         assert "questions judged by the votes that both answers could have" not in counts
 
 
+def test_questions_that_nobody_voted_on_have_no_dated_votes() -> None:
+    # Where no answer has a vote, there is nothing to be dated: an accepted mark decides by all votes, and the days
+    # between two answers matter.
+    question = asked(one(1, 0, day=1, accepted=True), one(2, 0, day=10))
+    voted = asked(one(3, 1, day=1), one(4, 0, day=10), number=2)
+    columns = to_columns([question, voted], days({2: {11: 1}}, [0, 0, 1, 0]))
+    pairs, counts = choose(columns, PairRules(time="since_later", posted_within_days=1))
+    assert pairs.question_P.tolist() == [1]
+    assert counts["pair: posted too far apart"] == 1
+    assert counts["questions judged by all votes"] == 1
+    assert counts["questions judged by the votes that both answers could have"] == 1
+
+
 def test_down_votes_on_one_day_are_taken_off() -> None:
     question = asked(one(1, 0, day=1), one(2, -1, day=2))
     votes = days({0: {1: 3, 3: -3}, 1: {2: 1, 4: -2}}, [0, -1])
@@ -195,6 +208,19 @@ def test_near_copies_are_no_pair() -> None:
     assert chosen(question, PairRules()) == [(0, 1, 2), (0, 2, 3), (1, 2, 1)]
     assert chosen(question, PairRules(near_copies=0.9)) == [(0, 2, 3), (1, 2, 1)]
     assert chosen(question, PairRules(near_copies=0.95)) == [(0, 1, 2), (0, 2, 3), (1, 2, 1)]
+
+
+def test_the_signatures_miss_no_near_copies_at_any_bound() -> None:
+    # Two texts of 120 words of which the first 90 are the same: 88 triples in common of 148, a resemblance of 0.59.
+    # With a bound of 0.55, some of 200 such pairs have fewer than 0.55 of their bins in common, by chance.
+    words = np.random.default_rng(0).integers(0, 10**6, (200, 150)).astype(str)
+    asked_of = [
+        asked(one(1, 9, text=" ".join(some[:120])), one(2, 0, text=" ".join([*some[:90], *some[120:]])), number=number)
+        for number, some in enumerate(words)
+    ]
+    for bound, left in ((0.5, 0), (0.55, 0), (0.6, 200)):
+        pairs, counts = choose(to_columns(asked_of), PairRules(near_copies=bound))
+        assert (len(pairs), counts["pair: nearly the same text"]) == (left, 200 - left)
 
 
 def test_short_texts_are_copies_where_they_are_equal() -> None:

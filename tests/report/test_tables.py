@@ -18,7 +18,7 @@ REPORT: dict[str, Any] = {
     "pairs_dropped": {"pair: tied score": 1, "question: all answers tied": 4, "question: fewer than two answers": 9},
     "notes": {"questions judged by all votes": 2},
     "truncated": {"a.test": {"Posts": 0}},
-    "clusters": {"clusters": 1, "largest": 2, "links followed": 0},
+    "clusters": {"clusters": 1, "questions in them": 2, "largest": 2, "links followed": 0},
     "baselines": [],
 }
 
@@ -61,6 +61,7 @@ def test_remarks(census: Census) -> None:
         "questions judged by all votes": ("2",),
         "question: all answers tied": ("4",),
         "clusters of several questions": ("1",),
+        "clusters: questions in them, whether or not they were left out later": ("2",),
         "clusters: largest": ("2",),
     }
 

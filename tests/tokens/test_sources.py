@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,7 @@ def pairs_of(
         max_question_tokens=64,
         max_answer_tokens=longest,
         row_tokens=row,
+        by_pairs=False,
         seed=0,
     )
     kept = [(one.tree.key, one.answers[b], one.answers[w]) for one in found.items for b, w in one.pairs]
@@ -77,6 +79,7 @@ def split_questions(tokenizer: Tokenizer, count: int) -> Encoded[PairedTree]:
         max_question_tokens=64,
         max_answer_tokens=64,
         row_tokens=60,
+        by_pairs=False,
         seed=0,
     )
 
@@ -85,6 +88,39 @@ def test_weights_of_a_question_sum_to_one_over_all_its_trees(tokenizer: Tokenize
     found = split_questions(tokenizer, 1)
     assert len(found.items) > 1
     assert sum(float(reward_row([one]).weight_P.sum()) for one in found.items) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("row", [512, 60])
+@pytest.mark.parametrize(
+    # Weighed by pairs, each pair counts 1: one is left of the first question, three of the second. Otherwise the
+    # question counts 3 as a whole, whatever is left of it.
+    ("by_pairs", "weight_P", "count"),
+    [(True, [1.0, 1.0, 1.0, 1.0], 4.0), (False, [3.0, 1.0, 1.0, 1.0], 6.0)],
+)
+def test_pairs_that_are_left_out_take_their_weight_along_where_pairs_are_weighed(
+    tokenizer: Tokenizer, row: int, by_pairs: bool, weight_P: list[float], count: float
+) -> None:
+    every = [(0, 1), (0, 2), (2, 1)]
+    short = [f"answer {at} " + "milk " * 12 for at in range(3)]
+    asked = [question(1, ["short", "milk " * 200, "brief"], every), question(2, short, every)]
+    found = encode_pairs(
+        tokenizer,
+        [replace(one, weight=3.0) for one in asked],
+        titles=True,
+        answers_per_question=8,
+        max_question_tokens=64,
+        max_answer_tokens=64,
+        row_tokens=row,
+        by_pairs=by_pairs,
+        seed=0,
+    )
+    assert len(found.items) == (2 if row == 512 else 4)
+    weighed = [weight for one in found.items for weight in reward_row([one]).weight_P.tolist()]
+    assert weighed == pytest.approx(weight_P)
+    source = reward_source(found.items, questions_per_step=2, row_tokens=row, epochs=1, max_steps=None, seed=0)
+    batch = source.next()
+    assert batch is not None
+    assert batch.counts["questions"] == count
 
 
 def test_an_answer_too_long_takes_only_its_own_pairs(tokenizer: Tokenizer) -> None:

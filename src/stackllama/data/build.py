@@ -27,13 +27,13 @@ from stackllama.data.gathering import Gathered, Tell, gather, prepare
 from stackllama.data.interchange_rows import Frame
 from stackllama.data.keys import join_keys
 from stackllama.data.language import own_languages
-from stackllama.data.ledger import open_ledger, read_ledger, save_ledger
+from stackllama.data.ledger import locked_ledger, open_ledger, read_ledger, save_ledger
 from stackllama.data.pairing import BY_ALL, BY_DATED, CROWDED, no_pairs
 from stackllama.data.pieces import Source
 from stackllama.data.posts import Document
 from stackllama.data.preferences import KEPT, PairRules
 from stackllama.data.shuffle import bucket_of, write_dealt
-from stackllama.data.splits import assign
+from stackllama.data.splits import SPLITS, assign
 from stackllama.data.workers import Over, open_workers
 from stackllama.errors import DataError
 from stackllama.files import digest_file
@@ -98,34 +98,35 @@ def build(
     `ledger` is the file that remembers the split of every question; it is made where it is missing. `fingerprint`
     stands for the content of the sources: with another one, other settings or another ledger, nothing that an earlier
     build left is gone on with. Raises DumpError where a dump cannot be used, DataError where no pair comes out,
-    RunError where the disk refuses.
+    RunError where the disk refuses or another build has the ledger.
     """
     folder, ledger = folder.absolute(), ledger.absolute()  # workers may stand elsewhere
     work = folder / "work"
     open_ledger(ledger)  # one that cannot be used is told before hours of work
-    past = digest_file(ledger) if ledger.exists() else None
-    given = {"sources": [(one.path, one.site) for one in dumps], "content": fingerprint, "ledger": past}
-    prepare(work, {**given, "settings": repr(settings)})
-    with open_workers(machine.engine, machine.workers) as over:
-        with show("data: converting", "bytes") as tell:
-            gathered = gather(
-                dumps,
-                work,
-                over,
-                allow_truncated=settings.allow_truncated,
-                frame=settings.frame,
-                near_copies=settings.clustering.near_copies,
-                cleaning=settings.cleaning,
-                tell=tell,
-            )
-        with show("data: joining", "steps") as tell:
-            clusters = _join(gathered, work, settings, machine, tell, ledger)
-        with show("data: writing", "buckets") as tell:
-            finished = _finish(gathered, folder, settings, over, tell, ledger)
-    counts = _commit(folder, gathered, finished, settings)
-    save_ledger(ledger, sorted(work.glob("bucket-*.ledger")), folder=work)
-    shutil.rmtree(work)
-    return counts | {"clusters": clusters}
+    with locked_ledger(ledger):
+        past = digest_file(ledger) if ledger.exists() else None
+        given = {"sources": [(one.path, one.site) for one in dumps], "content": fingerprint, "ledger": past}
+        prepare(work, {**given, "settings": repr(settings)})
+        with open_workers(machine.engine, machine.workers) as over:
+            with show("data: converting", "bytes") as tell:
+                gathered = gather(
+                    dumps,
+                    work,
+                    over,
+                    allow_truncated=settings.allow_truncated,
+                    frame=settings.frame,
+                    near_copies=settings.clustering.near_copies,
+                    cleaning=settings.cleaning,
+                    tell=tell,
+                )
+            with show("data: joining", "steps") as tell:
+                clusters = _join(gathered, work, settings, machine, tell, ledger)
+            with show("data: writing", "buckets") as tell:
+                finished = _finish(gathered, folder, settings, over, tell, ledger)
+        counts = _commit(folder, gathered, finished, settings)
+        save_ledger(ledger, sorted(work.glob("bucket-*.ledger")), folder=work)
+        shutil.rmtree(work)
+        return counts | {"clusters": clusters}
 
 
 def _join(
@@ -182,7 +183,8 @@ def _commit(folder: Path, gathered: Gathered, finished: Sequence[Finished], sett
         pairs.update(one.pairs)
     dropped = {reason: count for reason, count in reasons.items() if reason.startswith(_OF_POSTS)}
     notes = {reason: count for reason, count in reasons.items() if reason not in dropped}
-    parts = {f"questions/{split}": _part(split, finished) for split in wanted(settings.fractions)}
+    there = set(wanted(settings.fractions)).union(*(one.parts for one in finished))  # the ledger may know others
+    parts = {f"questions/{split}": _part(split, finished) for split in SPLITS if split in there}
     totals = Counter[str]()
     for part in parts.values():
         totals.update(part.counts)

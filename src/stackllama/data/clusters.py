@@ -87,7 +87,9 @@ def write_clusters(
 ) -> dict[str, int]:
     """Find the clusters among what the pieces in `folder` left, decide their splits, and write both for the buckets.
 
-    `sites` has the site of each source. Gives counts for the report. Raises DataError where the ledger is none.
+    `sites` has the site of each source. Gives counts for the report, of clusters as they are decided here, which is
+    before posts are joined: a cluster may count questions that only the ledger knows, and ones that are left out later
+    (for their language, say). Raises DataError where the ledger is none.
     """
     texts = _Stacked(folder)
     keys, links = _keys(texts, _links(folder, sites, LINK_KINDS[clustering.links]))

@@ -24,11 +24,12 @@ _QUERIES = {
         from posts join (select source, id, max(name) as name from users group by all) any_name
             on posts.source = any_name.source and posts.owner = any_name.id
         order by all""",
-    # Votes of one day are one row: how many more were up than down.
+    # Votes of one day are one row: how many more were up than down. A post that was read twice has its votes once.
     VOTES: """
         select bucket, posts.source, posts.id, day, sum(change)::integer as change
-        from posts join votes on posts.source = votes.source and posts.id = votes.id
-        where answers group by all order by all""",
+        from (select distinct bucket, source, id from posts where answers) posts join votes
+            on posts.source = votes.source and posts.id = votes.id
+        group by all order by all""",
     # Where an id occurs with several questions, the post of the smallest one is kept; every bucket is told which.
     DOUBLES: """
         select distinct bucket, source, id, kept as question

@@ -14,6 +14,7 @@ from stackllama.data import store
 from stackllama.data.duplicates import Texts
 from stackllama.data.joining import Joined
 from stackllama.data.pairing import Answers, Pairs
+from stackllama.data.preferences import answer_score
 from stackllama.data.votes import Ballots
 
 _QUESTIONS = store.SCHEMAS["questions"]
@@ -68,15 +69,19 @@ def _ballots(answers: pa.Table, votes: pa.Table, votes_A: NDArray[np.int64]) -> 
 
 
 def stated_pairs(joined: Joined) -> Pairs:
-    """The pairs that questions came with (preference data of other tools), whatever the rules say."""
-    starts, votes, ids = joined.starts, joined.answers["votes"].to_pylist(), joined.answers["id"].to_pylist()
+    """The pairs that questions came with (preference data of other tools), whatever the rules say. Their gap is the
+    difference of the two scores, at least 1: pseudo-votes grow by powers of two, scores by ones.
+    """
+    starts, ids = joined.starts, joined.answers["id"].to_pylist()
+    marks = zip(joined.answers["votes"].to_pylist(), joined.answers["accepted"].to_pylist(), strict=True)
+    scores = [answer_score(votes, accepted) for votes, accepted in marks]
     rows: list[tuple[int, int, int, int]] = []
     for at in np.flatnonzero(pc.is_valid(joined.questions["pairs"]).to_numpy()).tolist():
         start = int(starts[at])
         place = {ids[number]: number - start for number in range(start, int(starts[at + 1]))}
         sides = [place[number] for number in joined.questions["pairs"][at].as_py()]
         for better, worse in zip(sides[::2], sides[1::2], strict=True):
-            rows.append((at, better, worse, max(1, votes[start + better] - votes[start + worse])))
+            rows.append((at, better, worse, max(1, scores[start + better] - scores[start + worse])))
     return Pairs(*np.array(rows, np.int64).reshape(-1, 4).T)
 
 

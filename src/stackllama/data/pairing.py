@@ -46,8 +46,10 @@ MOST_ANSWERS = 250
 0.5 s for a question of so many under all rules that are tallied, 8 s for one of 1000."""
 _PAIRS_AT_ONCE = 1 << 20
 _COMPARED_AT_ONCE = 1 << 14
-_LIKELY = 0.6
-"""Share of equal bins below which two texts are taken to be no copies: four standard errors below 0.8."""
+_DOUBT = 0.2
+"""How far the share of equal bins may fall below the resemblance of two texts: three standard errors of such a share,
+which is sqrt(0.5 * 0.5 / 64) at most, and four at a resemblance of 0.8.
+"""
 
 Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -295,7 +297,7 @@ def _copies(answers: Answers, one_P: Numbers, other_P: Numbers, left_P: Flags, s
     for start in range(0, len(near_P), _COMPARED_AT_ONCE):
         some_P = near_P[start : start + _COMPARED_AT_ONCE]
         one, other = (answers.texts.signatures(side[some_P]) for side in (one_P, other_P))
-        likely = (one == other).mean(axis=1) >= min(_LIKELY, similar)
+        likely = (one == other).mean(axis=1) >= similar - _DOUBT
         for at in some_P[likely].tolist():
             found_P[at] = resemblance(answers.texts[one_P[at]], answers.texts[other_P[at]]) >= similar
     return found_P

@@ -41,7 +41,8 @@ class PairRules:
     near_copies: the resemblance from which on two texts are too much the same (`pairing.resemblance`); None for any.
     max_pairs: the most pairs of a question.
     weight: what a question counts for in training a reward model: all the same ("equal"), as much as it has "pairs",
-        or log2(1 + the votes of its answers) ("votes").
+        or log2(1 + the votes of its answers) ("votes"). Where pairs were stated, answers have pseudo-votes,
+        2**score - 1: then "votes" counts the question by about its best score.
     """
 
     score: Literal["log2", "votes"] = "log2"

@@ -146,7 +146,10 @@ def remarks(report: Report) -> Table:
         for table, byte in tables.items()
     }
     tied = {ALL_TIED: report.get("pairs_dropped", {}).get(ALL_TIED, 0)}
-    names = {"clusters": "clusters of several questions"}
+    names = {
+        "clusters": "clusters of several questions",
+        "questions in them": "clusters: questions in them, whether or not they were left out later",
+    }
     clusters = {names.get(what, f"clusters: {what}"): n for what, n in report.get("clusters", {}).items()}
     counted = {what: count for what, count in {**report.get("notes", {}), **tied, **clusters}.items() if count}
     return Table("Also counted", (), [(what, f"{count:,}") for what, count in {**broken, **counted}.items()])

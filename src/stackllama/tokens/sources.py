@@ -116,12 +116,16 @@ def encode_pairs(
     max_question_tokens: int,
     max_answer_tokens: int,
     row_tokens: int,
+    by_pairs: bool,
     seed: int,
 ) -> Encoded[PairedTree]:
     """Questions with their pairs, each pair in one tree that fits a row.
 
     Over ``answers_per_question`` answers, a seeded choice is kept. A question too long is left out, and so are pairs
     with an answer too long. A tree that outgrows the row repeats its root: its pairs are dealt to several trees.
+
+    The pairs that are left share their question's weight, unless questions are weighed ``by_pairs``: then a pair that
+    is left out takes its part of the weight along, so that every pair of every question weighs the same.
     """
     left_out = {
         "questions longer than reward.max_question_tokens": 0,
@@ -143,7 +147,9 @@ def encode_pairs(
         left_out["pairs with an answer longer than reward.max_answer_tokens"] += len(inside) - len(short)
         if not short:
             left_out["questions without a pair"] += 1
-        found.extend(_deal_pairs(root, branches, short, key=key, weight=question.weight, row_tokens=row_tokens))
+            continue
+        weight = question.weight * len(short) / len(question.pairs) if by_pairs else question.weight
+        found.extend(_deal_pairs(root, branches, short, key=key, weight=weight, row_tokens=row_tokens))
     return Encoded(tuple(found), left_out)
 
 
