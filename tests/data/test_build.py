@@ -11,11 +11,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.clusters import Clustering
+from stackllama.data.interchange import SCHEMAS
 from stackllama.data.pairing import MOST_ANSWERS
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
@@ -176,10 +178,16 @@ def test_documents_are_shared_out_without_loss(tmp_path: Path) -> None:
     assert sorted(numbers) == list(range(1, 201))
 
 
-def test_an_empty_file_of_preference_data_has_no_question(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("\n\n")
-    with pytest.raises(DumpError, match=r"x\.jsonl has no question that can be used in 0 rows"):
-        built(tmp_path / "out", tmp_path / "x.jsonl")
+@pytest.mark.parametrize("name", ["x.jsonl", "blank.jsonl", "folder", "x.parquet"])
+@pytest.mark.parametrize("with_dump", [False, True])
+def test_preference_data_without_rows_are_named(dump: Path, tmp_path: Path, name: str, with_dump: bool) -> None:
+    (tmp_path / "x.jsonl").write_text("")
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "y.jsonl").write_text("\n")
+    pq.write_table(SCHEMAS["paired"].empty_table(), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=rf"{name} has no rows; give preference data"):
+        built(tmp_path / "out", tmp_path / name, *[dump] * with_dump)
 
 
 def test_a_folder_whose_name_is_no_utf8_is_built(tmp_path: Path) -> None:
