@@ -139,6 +139,21 @@ def test_what_was_done_for_another_dump_is_not_gone_on_with(
     assert [one.id for one in questions(tmp_path / "out")] == [1]
 
 
+def test_what_another_version_has_done_is_not_gone_on_with(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stackllama.data.build._commit", lambda *given: 1 / 0)
+    kept = []
+    for version in ("1.0", "1.0", "1.1"):
+        monkeypatch.setattr("stackllama.data.gathering.package_version", lambda _name, version=version: version)
+        with pytest.raises(ZeroDivisionError):
+            built(tmp_path, dump)
+        kept.append({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*-posts-*.arrow")})
+    assert kept[0] == kept[1]
+    assert kept[1].keys() == kept[2].keys()
+    assert all(kept[2][path] > kept[1][path] for path in kept[1])
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("name", ["preferences", "paired", "jsonl"])
 def test_what_was_written_for_others_is_built_again(
