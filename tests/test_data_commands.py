@@ -91,7 +91,12 @@ def test_show_asks_for_the_site_where_several_have_the_question(folder: Path, ca
         (["show", "store", "--question", "7"], "no question 7 is among the 3; the nearest are 1, 1, 20"),
         (["stats", "store", "--page", "store"], "store cannot be written: Is a directory; give --page another file"),
         (["stats", "store", "--page", "store/manifest.json/x"], "give --page another file"),
+        (["stats", "embedded-text"], "embedded-text is not there; give a run"),
+        (["stats", ""], "an empty name is given; give a run"),
+        (["show", "", "--question", "1"], "an empty name is given; give a run"),
+        (["export", "", "out"], "an empty name is given; give a run"),
         (["export", "nowhere", "out"], "nowhere holds no preference data"),
+        (["export", "store", "x" * 300], "x cannot be written: File name too long; choose another folder"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_exit_code_2(

@@ -138,9 +138,18 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(web: Web, capsys: Capture, 
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
-def test_an_address_that_is_none(capsys: Capture) -> None:
-    assert main(["data", "fetch", "beer", "--address", "file:///tmp"]) == 2
-    assert "the address 'file:///tmp' cannot be used" in capsys.readouterr().err
+@pytest.mark.parametrize("address", ["file:///tmp", ""])
+@pytest.mark.parametrize("words", [["beer"], ["--list"]])
+def test_an_address_that_is_none(capsys: Capture, address: str, words: list[str]) -> None:
+    assert main(["data", "fetch", *words, "--address", address]) == 2
+    assert f"the address {address!r} cannot be used" in capsys.readouterr().err
+
+
+def test_an_empty_word_is_not_taken_for_none(web: Web, capsys: Capture) -> None:
+    assert main(["data", "fetch", "--list", "--recipe", ""]) == 2
+    assert fetch(web, "beer", "--sha256", "") == 2
+    assert "must be 64 hexadecimal digits" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
 
 
 def test_ctrl_c_keeps_the_part_and_says_how_to_go_on(

@@ -9,6 +9,7 @@ import pytest
 
 from stackllama.errors import RunError
 from stackllama.files import (
+    atomic_file,
     atomic_folder,
     atomic_write_json,
     atomic_write_text,
@@ -117,6 +118,25 @@ def test_a_folder_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"a cannot be written: (File exists|Not a directory)"):
         atomic_write_text(tmp_path / "file" / "a", "x")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 250, "x" * 300 + "/a"])
+def test_a_name_too_long_is_told(tmp_path: Path, name: str) -> None:
+    for write in (atomic_file, atomic_folder):
+        with pytest.raises(RunError, match=r"[ax] cannot be written: File name too long; choose another"):
+            write(tmp_path / name).__enter__()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that the system fills itself")
+def test_a_folder_of_the_system_is_told() -> None:
+    with pytest.raises(RunError, match="/proc/out cannot be written"), atomic_folder(Path("/proc/out")):
+        pass
+
+
+def test_what_is_missing_while_something_is_written_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a"):
+        (tmp_path / "missing").read_text()
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:

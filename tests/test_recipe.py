@@ -131,6 +131,8 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
     [
         ("data: {source: embedded, splits: {sft: 0.5}}", ["data.splits", "= 1.2"]),  # .5 + .35 + .15 + .1 + .1
         ("data: {source: [embedded, x.7z]}", ["`embedded` must stand alone"]),
+        ("data: {source: ''}", ["data.source = ['']: an empty name is no dump; the working directory is `.`"]),
+        ("data: {source: [x.7z, '']}", ["data.source = ['x.7z', '']: an empty name is no dump"]),
         ("data: {source: embedded, splits: {sft: 0.65, reward: 0}}", ["data.splits.reward = 0"]),
         ("data: {source: embedded-text}", ["sft.loss_on must be all"]),
         (SMALL + "ppo: {minibatches: 5}", ["ppo.minibatches = 5", "prompts_per_step = 32", "1, 2, 4, 8, 16, 32"]),

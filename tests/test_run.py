@@ -117,7 +117,10 @@ def test_a_stage_does_not_go_on_from_other_inputs(tmp_path: Path) -> None:
     with open_run(recipe(tmp_path)) as run:
         run.begin("data", inputs={"dump": "a"})
         run.begin("data", inputs={"dump": "b"})  # nothing was written yet
-        atomic_write_text(run.stage("data") / "half", "")
+        atomic_write_text(run.stage("data") / "work" / "plan.json", "")
+        run.begin("data", inputs={"dump": "a"})  # the work is not gone on with
+        run.begin("data", inputs={"dump": "b"})
+        atomic_write_text(run.stage("data") / "manifest.json", "")
         with pytest.raises(RunError, match=r"data was made from another dump"):
             run.begin("data", inputs={"dump": "a"})
 
@@ -136,6 +139,17 @@ def test_a_recipe_that_differs_where_a_stage_has_begun_is_refused(tmp_path: Path
     with open_run(recipe(tmp_path, ppo={"steps": 7}, compute={"checkpoint_steps": 3})):
         pass
     assert load_recipe(tmp_path / "x" / "recipe.yaml").ppo.steps == 7
+
+
+def test_data_that_hold_nothing_but_work_take_another_recipe(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        run.begin("data")
+        atomic_write_text(run.stage("data") / "work" / "plan.json", "")
+    with open_run(recipe(tmp_path, seed=1)) as run:
+        assert names(run.stage("data")) == ["work"]
+        atomic_write_text(run.stage("data") / "manifest.json", "")
+    with pytest.raises(RunError, match="seed: 1 -> 2"):
+        open_run(recipe(tmp_path, seed=2))
 
 
 def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:

@@ -18,10 +18,13 @@ import torch
 
 from stackllama import stages
 from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
+from stackllama.cli import main
+from stackllama.data import store
 from stackllama.errors import RunError
 from stackllama.recipe_load import load_recipe
-from stackllama.run import open_run
+from stackllama.run import open_run, stage_outputs
 from stackllama.tokens.forest import Tree
+from tests.data.dumps import answer, question, site
 
 RECIPE = """
 base: {model: 0.2m, vocabulary: 600}
@@ -194,3 +197,33 @@ def test_a_broken_clock_is_named(tmp_path: Path, damaged: str) -> None:
         (run.stage("data") / "seconds.json").write_text(damaged)
         with pytest.raises(RunError, match=r"data/seconds.json holds no number of seconds; delete it"):
             stages.run_data(recipe, run)
+
+
+def test_after_data_without_a_pair_the_same_name_takes_looser_preferences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site(Path("a.test"), [question(1), answer(2, 1, Score="1"), answer(3, 1, Score="9")])
+    Path("mine.yaml").write_text("data: {source: a.test}")
+    assert main(["data", "mine.yaml", "--data.preferences.min_gap", "9"]) == 2
+    assert "or loosen data.preferences" in capsys.readouterr().err
+    assert Path("runs/mine/data/work").exists()
+    assert main(["data", "mine.yaml"]) == 0
+    assert store.read_manifest(Path("runs/mine/data")).total("pairs") == 1
+    assert not Path("runs/mine/data/work").exists()
+    assert main(["data", "mine.yaml", "--data.preferences.min_gap", "9"]) == 2
+    assert "was begun with another recipe" in capsys.readouterr().err
+
+
+def test_an_embedded_community_is_not_made_of_the_work_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("data: {source: embedded, questions: 60}")
+    with monkeypatch.context() as broken:
+        broken.setattr("stackllama.data.build._commit", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["data", "mine.yaml", "--seed", "1"])
+    for name in ("mine", "fresh"):
+        assert main(["data", "mine.yaml", "--seed", "2", "--name", name]) == 0
+    assert stage_outputs(Path("runs/mine"), "data") == stage_outputs(Path("runs/fresh"), "data")

@@ -40,8 +40,8 @@ SAMPLES = 10
 def fetch(options: Namespace) -> Words:
     """Download the archives of sites; or list what is there."""
     sha256 = (options.sha256 or "").lower()
-    if options.sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise RecipeError(f"--sha256 {options.sha256} is not allowed: it must be 64 hexadecimal digits")
+    if options.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise RecipeError(f"--sha256 {options.sha256!r} is not allowed: it must be 64 hexadecimal digits")
     if not (options.sites or options.list):
         raise RecipeError("no site is named; give one, such as beer.stackexchange.com, or --list")
     address = _address(options)
@@ -61,11 +61,11 @@ def fetch(options: Namespace) -> Words:
 
 def _address(options: Namespace) -> str:
     """Where the archives lie."""
-    if options.address and options.recipe:
+    if options.address is not None and options.recipe is not None:
         raise RecipeError("--address and --recipe both say where the archives lie; give one of them")
-    if options.recipe:
+    if options.recipe is not None:
         return load_recipe(options.recipe).data.address
-    return str(options.address or PUBLIC_DUMP)
+    return PUBLIC_DUMP if options.address is None else str(options.address)
 
 
 def _list(place: listing.Place, address: str, words: Sequence[str]) -> Words:
@@ -160,7 +160,8 @@ def export(options: Namespace) -> Words:
 
 def _opened(path: str) -> AbstractContextManager[Opened]:
     """The store to look at. What has to be built first is built by the default recipe, even where it breaks off."""
-    recipe = Recipe.model_validate({"name": "look", "data": {"source": [path], "allow_truncated": True}})
+    source = [str(Path(path).absolute())]  # never one of the words that mean something else in a recipe
+    recipe = Recipe.model_validate({"name": "look", "data": {"source": source, "allow_truncated": True}})
     machine = build.Machine(available_threads())
     return opened(path, build_settings(recipe), machine, partial(telling, stream=sys.stderr))
 

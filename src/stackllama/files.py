@@ -64,9 +64,7 @@ def check_writable(path: Path, otherwise: str) -> None:
         if path.is_dir():  # of a name too long, too, the system says so
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         there = next(parent for parent in path.absolute().parents if parent.exists())
-        probe = there / f".{path.name}{_TEMPORARY}{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        _probe(there / f".{path.name}{_TEMPORARY}{os.getpid()}")
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}; {otherwise}") from error
 
@@ -153,6 +151,11 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
+        _probe(temporary)
+    except OSError as error:
+        raise_if_full(error, path)
+        raise RunError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
+    try:
         yield temporary
         _flush(temporary)
         _swap(temporary, path)
@@ -160,6 +163,12 @@ def _replacing(path: Path) -> Iterator[Path]:
         _remove(temporary)
         raise_if_full(error, path)
         raise
+
+
+def _probe(path: Path) -> None:
+    """Make a file and remove it again. Raises OSError where the place, or the name, does not allow it."""
+    path.touch()
+    path.unlink()
 
 
 def raise_if_full(error: BaseException, path: Path, *, left: str = "nothing half-written is left") -> None:

@@ -434,6 +434,8 @@ def _data_contradictions(recipe: Recipe) -> Iterator[str]:
     for word in (EMBEDDED, EMBEDDED_TEXT):
         if word in source and len(source) > 1:
             yield f"data.source = {list(source)}: `{word}` must stand alone"
+    if "" in source:
+        yield f"data.source = {list(source)}: an empty name is no dump; the working directory is `.`"
     if abs(sum(fractions.values()) - 1) > 1e-6:
         terms = " + ".join(f"{name} {value:g}" for name, value in fractions.items())
         yield f"data.splits must sum to 1, but {terms} = {sum(fractions.values()):g}"

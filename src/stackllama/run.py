@@ -137,7 +137,8 @@ class Run:
         before = lineage["stages"].get(stage)
         remarks: list[str] = []
         if before is not None and self._has_begun(stage):
-            self._refuse_other_inputs(stage, before["inputs"], made_from)
+            if _is_bound(self.folder, stage):
+                self._refuse_other_inputs(stage, before["inputs"], made_from)
             remarks = [
                 f"{change}: {stage} goes on, but its bits will differ"
                 for change in changes(before["environment"], here)
@@ -295,7 +296,7 @@ def first_touched(key: str) -> str | None:
 
 
 def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
-    begun = [stage for stage in STAGES if _has_begun(folder, stage)]
+    begun = [stage for stage in STAGES if _is_bound(folder, stage)]
     lines, again = [], set()
     for key, (before, after) in differing_keys(old, new).items():
         first = first_touched(key)
@@ -314,6 +315,16 @@ def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
 def _has_begun(folder: Path, stage: str) -> bool:
     path = folder / stage
     return path.is_dir() and any(item.name != _TIMING and not is_temporary(item) for item in path.iterdir())
+
+
+def _is_bound(folder: Path, stage: str) -> bool:
+    """Whether what a stage has made is only for the recipe and the inputs that it was begun with.
+
+    Data are from their manifest on. What comes before is work, which a build does not go on with for another recipe.
+    """
+    if stage == "data":
+        return any((folder / stage / name).exists() for name in ("manifest.json", "complete.json"))
+    return _has_begun(folder, stage)
 
 
 def _lineage(folder: Path) -> dict[str, Any]:

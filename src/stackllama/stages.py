@@ -98,16 +98,17 @@ def _build(recipe: Recipe, folder: Path, inputs: Mapping[str, str]) -> build.Cou
     paths: list[str | Path] = [*recipe.data.source]
     site = None
     settings = build_settings(recipe)
+    content: dict[str, object] = dict(inputs)
     if recipe.data.source == (EMBEDDED,):
         dump, site = folder / "dump", synthetic.SITE
         paths = [dump]
-        synthetic.write_dump(
-            dump, questions=recipe.data.questions, seed=stage_seed(recipe, "data"), fractions=settings.fractions
-        )
+        questions, seed = recipe.data.questions, stage_seed(recipe, "data")
+        synthetic.write_dump(dump, questions=questions, seed=seed, fractions=settings.fractions)
+        content = {"questions": questions, "seed": seed}
     machine = build.Machine(recipe.compute.threads or available_threads(), recipe.compute.engine)
     sources = build.sources(paths, site)
     ledger = Path(recipe.data.ledger) if recipe.data.ledger else folder / "ledger.parquet"
-    counts = build.build(sources, folder, settings, machine, ledger=ledger, fingerprint=dict(inputs), show=telling)
+    counts = build.build(sources, folder, settings, machine, ledger=ledger, fingerprint=content, show=telling)
     for dump, tables in counts["truncated"].items():
         for table, byte in tables.items():
             print(f"{dump}: {table} breaks off at byte {byte}; the rows before it are used")

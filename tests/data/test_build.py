@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from stackllama.data import build, convert, interchange_write, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.clusters import Clustering
+from stackllama.data.interchange import SCHEMAS
 from stackllama.data.pairing import MOST_ANSWERS
 from stackllama.data.pieces import Piece
 from stackllama.data.posts import Question
@@ -142,6 +144,21 @@ def test_what_was_done_for_another_dump_is_not_gone_on_with(
     assert [one.id for one in questions(tmp_path / "out")] == [1]
 
 
+def test_what_another_version_has_done_is_not_gone_on_with(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stackllama.data.build._commit", lambda *given: 1 / 0)
+    kept = []
+    for version in ("1.0", "1.0", "1.1"):
+        monkeypatch.setattr("stackllama.data.gathering.package_version", lambda _name, version=version: version)
+        with pytest.raises(ZeroDivisionError):
+            built(tmp_path, dump)
+        kept.append({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*-posts-*.arrow")})
+    assert kept[0] == kept[1]
+    assert kept[1].keys() == kept[2].keys()
+    assert all(kept[2][path] > kept[1][path] for path in kept[1])
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("name", ["preferences", "paired", "jsonl"])
 def test_what_was_written_for_others_is_built_again(
@@ -181,10 +198,16 @@ def test_documents_are_shared_out_without_loss(tmp_path: Path) -> None:
     assert sorted(numbers) == list(range(1, 201))
 
 
-def test_an_empty_file_of_preference_data_has_no_question(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("\n\n")
-    with pytest.raises(DumpError, match=r"x\.jsonl has no question that can be used in 0 rows"):
-        built(tmp_path / "out", tmp_path / "x.jsonl")
+@pytest.mark.parametrize("name", ["x.jsonl", "blank.jsonl", "folder", "x.parquet"])
+@pytest.mark.parametrize("with_dump", [False, True])
+def test_preference_data_without_rows_are_named(dump: Path, tmp_path: Path, name: str, with_dump: bool) -> None:
+    (tmp_path / "x.jsonl").write_text("")
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "y.jsonl").write_text("\n")
+    pq.write_table(SCHEMAS["paired"].empty_table(), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=rf"{name} has no rows; give preference data"):
+        built(tmp_path / "out", tmp_path / name, *[dump] * with_dump)
 
 
 def test_a_folder_whose_name_is_no_utf8_is_built(tmp_path: Path) -> None:

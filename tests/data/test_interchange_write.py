@@ -186,3 +186,41 @@ def test_what_cannot_be_written_is_told_and_changes_nothing(tmp_path: Path) -> N
     assert store.read_questions(folder, "sft") == [asked(10)]
     write(folder, tmp_path / "out", format="preferences", splits=["sft"])
     assert (tmp_path / "out" / "data" / "sft-00000.parquet").is_file()
+
+
+def test_an_export_is_replaced_by_one_of_another_format_and_other_splits(tmp_path: Path) -> None:
+    folder = put(put(tmp_path / "store", [asked(10)]), [asked(20)], "eval")
+    for form, splits in (("jsonl", None), ("paired", ["sft"]), ("preferences", ["eval"]), ("jsonl", [])):
+        write(folder, tmp_path / "out", format=form, splits=splits, render=render)
+    assert list(contents(tmp_path / "out")) == [ATTRIBUTION, "README.md"]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "data/train-00000.jsonl", "data/sft-00000.parquet", "data/sft.jsonl", "models/x", ".git/HEAD"]
+)
+def test_a_file_beside_an_export_is_not_lost(tmp_path: Path, name: str) -> None:
+    folder = put(tmp_path / "store", [asked(10)])
+    write(folder, tmp_path / "out", format="jsonl", render=render)
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match="no export that could be replaced, or holds something else as well"):
+        write(folder, tmp_path / "out", format="jsonl", render=render)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", ["", "My notes", "{}\nMy notes\n", "My notes\n{}"])
+def test_a_card_that_somebody_wrote_is_not_lost(tmp_path: Path, change: str) -> None:
+    folder = put(tmp_path / "store", [asked(10)])
+    write(folder, tmp_path / "out", format="paired")
+    card = tmp_path / "out" / "README.md"
+    card.write_text(change.format(card.read_text()))
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match="no export that could be replaced"):
+        write(folder, tmp_path / "out", format="paired")
+    assert contents(tmp_path) == before
+
+
+def test_a_name_that_no_folder_can_have_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="x cannot be written: File name too long; choose another folder"):
+        write(put(tmp_path / "store", [asked(10)]), tmp_path / ("x" * 300), format="paired")

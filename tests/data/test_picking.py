@@ -7,6 +7,7 @@ import pytest
 
 from stackllama.data import store
 from stackllama.data.picking import Picked, find, sample
+from stackllama.data.posts import Attribution, Document
 from stackllama.errors import DataError
 from tests.data.small_store import FIRST, LONELY, SECOND, write
 
@@ -68,3 +69,10 @@ def test_every_question_with_a_pair_can_be_drawn_and_no_other(tmp_path: Path) ->
 
 def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     assert find(write(tmp_path / "a[b]*?"), 20).question == SECOND
+
+
+def test_plain_documents_have_no_question_to_look_at(tmp_path: Path) -> None:
+    store.write_documents(tmp_path, "sft", [Document("a.test", 1, "text", Attribution("", "Ada", None, None, "MIT"))])
+    for look in (lambda: find(tmp_path, 1), lambda: sample(tmp_path, 10, 0)):
+        with pytest.raises(DataError, match="holds no question, so there is nothing to look at"):
+            look()

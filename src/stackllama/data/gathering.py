@@ -19,6 +19,7 @@ from stackllama.data.interchange_rows import Frame
 from stackllama.data.pieces import RECORDS, Piece, Source, cut, cut_records, piece_size
 from stackllama.data.shuffle import bucket_count
 from stackllama.data.workers import Over
+from stackllama.environment import package_version
 from stackllama.errors import DumpError
 from stackllama.files import atomic_write_json, digest_json, read_json
 
@@ -26,7 +27,7 @@ Tell = Callable[[int, int], None]
 """Is told what is done and the total."""
 
 LAYOUT = 1
-"""Goes up when what lies in the folder of work changes, so that an older one is not gone on with."""
+"""Goes up when what lies in the folder of work changes between versions, so that an older one is not gone on with."""
 
 
 @dataclass(slots=True)
@@ -95,11 +96,12 @@ def gather(
 
 
 def prepare(folder: Path, plan: Mapping[str, object]) -> None:
-    """Make the folder of work for a plan: all that decides what the pieces become. What an older plan left is removed.
+    """Make the folder of work for a plan: all that decides what the pieces become. What was left by an older plan, or
+    by another version of the program, is removed.
 
     Raises RunError where the disk is full or refuses.
     """
-    digest = digest_json({"layout": LAYOUT, **plan})
+    digest = digest_json({"layout": LAYOUT, "version": package_version("stackllama"), **plan})
     kept = folder / "plan.json"
     if not (kept.exists() and read_json(kept) == digest):
         shutil.rmtree(folder, ignore_errors=True)

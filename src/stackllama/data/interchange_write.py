@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,14 +91,17 @@ def write(
         raise DataError(f"{format!r} is no format of preference data; the formats are {', '.join(FORMATS)}")
     if format == "jsonl" and render is None:
         raise DataError("the format jsonl needs a template for its prompts; give `render`")
-    if out.exists() and not (out / ATTRIBUTION).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out} is there, and is no export that could be replaced; choose another folder")
     chosen = list(dict.fromkeys(splits)) if splits is not None else _splits(store_folder)
     rows_of = _ROWS[format]
     counts: Counter[str] = Counter()
     licenses: Counter[str] = Counter()
     rows: dict[str, int] = {}
     with atomic_folder(out) as folder:
+        if out.exists() and not _is_export(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise RunError(
+                f"{out} is there, and is no export that could be replaced, or holds something else as well; choose "
+                "another folder"
+            )
         (folder / "data").mkdir()
         with (folder / ATTRIBUTION).open("w", encoding="utf-8", newline="\n") as notices:
             for split in chosen:
@@ -110,6 +114,20 @@ def write(
                 rows[split] = _fill(folder / "data", split, stream, format)
         (folder / "README.md").write_text(_card(format, rows, licenses), encoding="utf-8", newline="\n")
     return Export(rows, dict(sorted(counts.items())))
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing else. A card that somebody has changed is none of ours any more."""
+    path = folder / "README.md"
+    card = path.read_text("utf-8", "replace") if path.is_file() else ""
+    head, _, tail = card.partition(_LICENCE)
+    rows, licenses = (Counter({name: int(count) for name, count in _COUNTED.findall(part)}) for part in (head, tail))
+    form = _FORMAT.search(head)
+    if form is None or card != _card(form[1], rows, licenses):
+        return False
+    names = "|".join(map(re.escape, rows))
+    ours = re.compile(rf"README\.md|{re.escape(ATTRIBUTION)}|data(/({names})-\d{{5,}}\.{_suffix(form[1])})?")
+    return all(ours.fullmatch(item.relative_to(folder).as_posix()) for item in folder.rglob("*"))
 
 
 def _splits(folder: Path) -> list[str]:
@@ -290,8 +308,18 @@ def _write_parquet(path: Path, rows: Iterator[Row], schema: pa.Schema) -> int:
     return count
 
 
+def _suffix(form: str) -> str:
+    return "jsonl" if form == "jsonl" else "parquet"
+
+
+_FORMAT = re.compile(r"^Written by stackllama in the format `(\w+)`", re.MULTILINE)
+_COUNTED = re.compile(r"^\| (.+) \| (\d+) \|$", re.MULTILINE)
+_LICENCE = "## Licence and attribution"
+"""How a card is taken apart again: its format, the lines of its tables, and what stands between the two tables."""
+
+
 def _card(form: str, rows: Mapping[str, int], licenses: Counter[str]) -> str:
-    suffix = "jsonl" if form == "jsonl" else "parquet"
+    suffix = _suffix(form)
     files = "".join(f"      - split: {split}\n        path: data/{split}-*.{suffix}\n" for split in rows)
     splits = "".join(f"| {split} | {count} |\n" for split, count in rows.items())
     texts = "".join(f"| {name} | {count} |\n" for name, count in sorted(licenses.items()))
@@ -309,7 +337,7 @@ Written by stackllama in the format `{form}`. Texts are Markdown.
 | split | rows |
 | --- | --- |
 {splits}
-## Licence and attribution
+{_LICENCE}
 
 The texts are contributions of the users of the sites that `{ATTRIBUTION}` names. Whoever passes them on, changed or
 not, has to name their authors, link to them, say what was changed, and keep the licence (CC BY-SA, which is shared

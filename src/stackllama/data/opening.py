@@ -42,7 +42,12 @@ class Opened:
 
 
 def store_at(where: str, runs: Path = Path("runs")) -> Path | None:
-    """The folder of the store that is there: it, or that of the run which is there or has that name; else None."""
+    """The folder of the store that is there: it, or that of the run which is there or has that name; else None.
+
+    Raises DataError for an empty name, which a path would take for the working directory.
+    """
+    if not where:
+        raise DataError(f"an empty name is given; give {ALLOWED}")
     path = Path(where)
     try:
         inside = (path, path / "data") if path.exists() else (runs / path / "data",)

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from stackllama.data import interchange_read
 from stackllama.data.archive import Tables, opened
 from stackllama.data.dump import LONGEST, ByteStream, Place
-from stackllama.errors import DumpError
+from stackllama.errors import DataError, DumpError
 
 RECORDS = "Records"
 SMALLEST, USUAL, MOST = 1 << 20, 1 << 24, 1 << 10
@@ -90,7 +90,10 @@ def piece_size(total: int) -> int:
 def cut_records(source: Source) -> Iterator[Piece]:
     """The pieces of preference data. Raises DataError where there are none, or none that can be read."""
     usual = interchange_read.PIECE_BYTES
-    for number, one in enumerate(interchange_read.pieces(source.path, piece_bytes=usual)):
+    found = interchange_read.pieces(source.path, piece_bytes=usual)
+    if not found:
+        raise DataError(f"{source.path} has no rows; give preference data, or the dump of a question-and-answer site")
+    for number, one in enumerate(found):
         size = one.last - one.first if one.path.endswith(".jsonl") else usual // interchange_read.SPREAD
         start = number * usual
         yield Piece(source, RECORDS, number, start, start + size, last=True, records=one)

@@ -25,7 +25,8 @@ Ask = Callable[..., list[dict[str, Any]]]
 def question_shards(folder: Path) -> tuple[dict[str, Mapping[str, int]], dict[str, str]]:
     """(split -> its counts, path of a shard -> its split) of the questions of a store.
 
-    Raises DataError where there is no store, and where a shard is missing or has not the size that it was written with.
+    Raises DataError where there is no store or none that holds a question (as that of plain documents), and where a
+    shard is missing or has not the size that it was written with.
     """
     splits: dict[str, Mapping[str, int]] = {}
     shards: dict[str, str] = {}
@@ -39,6 +40,8 @@ def question_shards(folder: Path) -> tuple[dict[str, Mapping[str, int]], dict[st
             if not path.is_file() or path.stat().st_size != shard.bytes:
                 raise DataError(f"the shard {path} is not the one in the manifest; build the data again")
             shards[str(path)] = split
+    if not any(counts["questions"] for counts in splits.values()):
+        raise DataError(f"{folder} holds no question, so there is nothing to look at; give data that have some")
     return splits, shards
 
 
