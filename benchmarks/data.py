@@ -201,7 +201,7 @@ def main() -> int:
             numbers |= speeds(sites, folder, min(3, options.pairs), (10 * MB, 150 * MB))
             numbers |= memory(sites, folder, (150 * MB, 1000 * MB))
         else:
-            numbers |= speeds(sites, folder, options.pairs, (30 * MB, 600 * MB))
+            numbers |= speeds(sites, folder, options.pairs, (30 * MB, 300 * MB))
             numbers |= memory(sites, folder, (150 * MB, 3000 * MB))
     print(json.dumps(numbers))
     return 0
