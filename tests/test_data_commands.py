@@ -115,5 +115,7 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(
 def test_export(folder: Path, capsys: Capture) -> None:
     out, _ = run(capsys, "export", folder, "out", "--split", "eval")
     assert out.startswith("eval: 1 rows\n")
+    assert "eval is among the splits: whoever trains on it cannot examine on it; --split leaves it out\n" in out
+    assert "eval" not in run(capsys, "export", folder, "trained", "--split", "sft")[0]
     (line,) = Path("out/data/eval-00000.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["chosen"] == " text"

@@ -20,6 +20,7 @@ from stackllama.data import baselines, build, census, interchange_write, listing
 from stackllama.data import fetch as fetching
 from stackllama.data.opening import Opened, opened, store_at
 from stackllama.data.remote import Patience
+from stackllama.data.splits import EVAL
 from stackllama.data_settings import build_settings
 from stackllama.errors import DataError, RecipeError
 from stackllama.files import check_writable, readable_size
@@ -154,6 +155,8 @@ def export(options: Namespace) -> Words:
         print(f"{split}: {rows:,} rows")
     for what, count in written.counts.items():
         print(f"{what}: {count:,}")
+    if EVAL in written.rows:
+        print(f"{EVAL} is among the splits: whoever trains on it cannot examine on it; --split leaves it out")
     print(f"{to}: written; ATTRIBUTION.jsonl there names the authors, and has to travel with the data")
     return ()
 
