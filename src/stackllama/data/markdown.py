@@ -150,6 +150,8 @@ def _escaped(text: str, in_link: bool, dollar_follows: Callable[[], bool], is_al
     escaped = pattern.sub(_with_backslash, core)
     if dollars:
         escaped = escaped.replace("$", "\\$")
+    if escaped == core:
+        return text
     for sign in _PAIRED:
         if core.count(sign) == 1:
             before, _, after = escaped.partition(sign)

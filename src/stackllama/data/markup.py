@@ -27,6 +27,7 @@ from html import unescape
 
 from stackllama.data import markdown
 from stackllama.data.markdown import HARD_BREAK, RESERVED, SIGNS
+from stackllama.data.markdown_blocks import Block, joined, listed, prefixed, quoted, table
 
 MAX_DEPTH = 40
 """Quotes, lists and tables inside each other; prefixing lines costs time for each level."""
@@ -55,8 +56,6 @@ _BLOCKS = ("div", "thead", "tbody", "tfoot", "section", "article", "dl", "dt", "
 _CONTAINERS = ("blockquote", "ul", "ol", "li", "table", "tr", "td", "th")
 _LISTS = frozenset({"ul", "ol"})
 _CELLS = frozenset({"td", "th"})
-_BULLETS = ("-", "*")
-_NUMBERS = (".", ")")
 # A closing tag reaches through open containers, but not out of the one that owns it.
 _BARRIERS = {"li": _LISTS, "td": frozenset({"table"}), "th": frozenset({"table"}), "tr": frozenset({"table"})}
 
@@ -80,10 +79,6 @@ def plain_length(html: str) -> int:
     """
     end = html.rfind(">") + 1  # behind it no tag ends, and looking for its end from each `<` would take long
     return len(_resolved(re.sub(r"<[^>]+>", "", html[:end]) + html[end:]).strip())
-
-
-Block = tuple[str, str]
-"""What a block is ("text", "item", "block", or the sign of a list: "-", "*", ".", ")"), and its Markdown."""
 
 
 @dataclass(slots=True)
@@ -147,7 +142,7 @@ class _Renderer:
         self._flush()
         while len(self.open) > 1:
             self._pop()
-        return _joined(self.open[0].blocks, tight=False)
+        return joined(self.open[0].blocks, tight=False)
 
     def _text(self, text: str) -> None:
         """Takes text, its entities resolved, in front of the tag before `next`."""
@@ -453,14 +448,16 @@ class _Renderer:
         container = self.open.pop()
         parent, tag, blocks = self.open[-1], container.tag, container.blocks
         if tag == "blockquote" and blocks:
-            parent.blocks.append(("block", _quote(blocks, spoiler="spoiler" in container.attributes)))
+            parent.blocks.append(("block", quoted(blocks, spoiler="spoiler" in container.attributes)))
         elif tag == "li" and blocks:
             parent.loose = parent.loose or container.loose
-            item = _joined(blocks, tight=not container.loose)
+            item = joined(blocks, tight=not container.loose)
             # An item outside any list is a bullet by itself.
-            parent.blocks.append(("item", item) if parent.tag in _LISTS else ("-", _prefixed(item, "- ", "  ")))
+            parent.blocks.append(("item", item) if parent.tag in _LISTS else ("-", prefixed(item, "- ", "  ")))
         elif tag in _LISTS and blocks:
-            parent.blocks += _list(container, parent.blocks[-1][0] if parent.blocks else "")
+            start = _attributes(container.attributes).get("start", "1") if tag == "ol" else None
+            before = parent.blocks[-1][0] if parent.blocks else ""
+            parent.blocks += listed(blocks, start, before, loose=container.loose)
         elif tag in _CELLS:
             if parent.tag == "tr":
                 parent.cells.append(blocks)
@@ -473,7 +470,7 @@ class _Renderer:
                 parent.blocks += [block for cell in container.cells for block in cell]
             parent.blocks += blocks
         elif tag == "table":
-            parent.blocks += blocks + _table(container.rows)
+            parent.blocks += blocks + table(container.rows)
 
 
 def _resolved(text: str) -> str:
@@ -504,81 +501,6 @@ def _raw_text(html: str) -> str:
     if "<" in html:
         html = _ANY_TAG.sub("", _BREAK.sub("\n", html))
     return _resolved(html)
-
-
-def _prefixed(text: str, first: str, following: str) -> str:
-    """The text with `first` before its first line and `following` before the others; empty lines get no trailing
-    space.
-    """
-    if text and "\n" not in text:
-        return first + text
-    head, *rest = text.split("\n")
-    lines = [(first + head) if head else first.rstrip(" ")]
-    lines += [(following + line) if line else following.rstrip(" ") for line in rest]
-    return "\n".join(lines)
-
-
-def _joined(blocks: list[Block], *, tight: bool) -> str:
-    """The blocks, a blank line between them; in a tight item a list inside follows its text at once."""
-    if len(blocks) == 1:
-        return blocks[0][1]
-    parts: list[str] = []
-    for index, (kind, text) in enumerate(blocks):
-        if index:
-            # Only a list that begins with 1 may follow text without a blank line.
-            at_once = kind in _BULLETS or (kind in _NUMBERS and text.startswith(("1.", "1)")))
-            parts.append("\n" if tight and at_once and blocks[index - 1][0] == "text" else "\n\n")
-        parts.append(text)
-    return "".join(parts)
-
-
-def _quote(blocks: list[Block], *, spoiler: bool) -> str:
-    text = _joined(blocks, tight=False)
-    if not spoiler:
-        return _prefixed(text, "> ", "> ")
-    return _prefixed(text if blocks[0][0] == "text" else "\n\n" + text, ">! ", "> ")
-
-
-def _list(container: _Container, before: str) -> list[Block]:
-    """The list, behind what stood outside its items. `before` is the kind of the block before: the list takes another
-    sign than that, or the two would be one.
-    """
-    signs = _NUMBERS if container.tag == "ol" else _BULLETS
-    sign = signs[1] if before == signs[0] else signs[0]
-    start = _attributes(container.attributes).get("start", "") if container.tag == "ol" else ""
-    number = int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 1
-    outside: list[Block] = []
-    items: list[str] = []
-    for kind, text in container.blocks:
-        if kind == "item":
-            first = f"{number}{sign} " if container.tag == "ol" else f"{sign} "
-            number += 1
-            items.append(_prefixed(text, first, " " * len(first)))
-        elif items:  # text or a list straight inside the list
-            indent = " " * len(first)
-            items[-1] += "\n\n" + _prefixed(text, indent, indent)
-        else:
-            outside.append((kind, text))
-    return [*outside, (sign, ("\n\n" if container.loose else "\n").join(items))] if items else outside
-
-
-def _table(rows: list[list[list[Block]]]) -> list[Block]:
-    """A pipe table with the first row as its head; what the cells hold, if a cell holds more than text."""
-    blocks = [block for row in rows for cell in row for block in cell]
-    if any(kind != "text" or "\n" in text for kind, text in blocks) or not blocks:
-        return blocks
-    width = max(len(row) for row in rows)
-    # Filled up with empty cells, a few long rows among many short ones would take any amount of memory.
-    if width * len(rows) > 4 * sum(map(len, rows)) + 1000:
-        return blocks
-    lines = []
-    for row in rows:
-        if row:
-            # A reader takes the backslash off before anything else, so it is right in code and formulas too.
-            cells = ["<br>".join([text for _, text in cell]).replace("|", "\\|") for cell in row]
-            lines.append("| " + " | ".join(cells + [""] * (width - len(row))) + " |")
-    lines.insert(1, "|" + " --- |" * width)
-    return [("block", "\n".join(lines))]
 
 
 Take = Callable[[_Renderer, str, str], None]
