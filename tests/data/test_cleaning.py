@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +19,6 @@ from stackllama.data.build import Machine, Settings
 from stackllama.data.cleaning import ONLY_LINKS, Cleaning, clean_posts
 from stackllama.data.clusters import Clustering
 from stackllama.data.convert import posts_table
-from stackllama.data.gathering import Tell
 from stackllama.data.joining import NO_ACCEPTED, ORPHAN
 from stackllama.data.language import OTHER_LANGUAGE
 from stackllama.data.posts import Question
@@ -42,15 +39,10 @@ KEY = drawn("gh" + "p_", 36)
 LINK = '<p><a href="https://site.org/page">The answer is there</a></p>'
 
 
-@contextmanager
-def silent(title: str, unit: str) -> Iterator[Tell]:
-    yield lambda done, total: None
-
-
 def built(folder: Path, source: Path, how: Cleaning = DEFAULT, *, machine: Machine = ALONE) -> build.Counts:
     settings = replace(SETTINGS, cleaning=how)
     found = build.sources([source], "beer")
-    return build.build(found, folder, settings, machine, ledger=folder / "ledger", fingerprint=0, show=silent)
+    return build.build(found, folder, settings, machine, ledger=folder / "ledger", fingerprint=0)
 
 
 def questions(folder: Path) -> list[Question]:

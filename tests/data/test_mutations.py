@@ -27,7 +27,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +39,6 @@ from lxml import etree
 from stackllama.data import build, interchange_read, language, store
 from stackllama.data.archive import digest_dump
 from stackllama.data.build import Machine
-from stackllama.data.gathering import Tell
 from stackllama.errors import StackllamaError
 from tests.data.dumps import answer, question, site
 from tests.data.mutations import archives, markup, places, records, rows, watching
@@ -68,18 +66,13 @@ class Outcome:
     cost: Cost
 
 
-@contextmanager
-def silent(title: str, unit: str) -> Iterator[Tell]:
-    yield lambda done, total: None
-
-
 def built(mutant: Mutant, scene: Scene) -> build.Counts:
     """What a run does with its sources: hash them, then build."""
     for given in mutant.given:
         interchange_read.digest(given) if interchange_read.is_records(given) else digest_dump(Path(given))
     ledger = scene.out / "ledger.parquet"
     sources = build.sources(mutant.given, mutant.site)
-    return build.build(sources, scene.out, mutant.settings, Machine(), ledger=ledger, fingerprint=0, show=silent)
+    return build.build(sources, scene.out, mutant.settings, Machine(), ledger=ledger, fingerprint=0)
 
 
 def check(counts: build.Counts, folder: Path) -> None:

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from stackllama.data import build, interchange_write
 from stackllama.data.census import take
-from stackllama.data.gathering import Tell
 from stackllama.data.opening import Opened, opened, store_at
 from stackllama.data.preferences import PairRules
 from stackllama.data.store import read_questions
@@ -20,14 +17,9 @@ from tests.data.small_store import write
 SETTINGS = build.Settings({"sft": 0.5, "eval": 0.5}, PairRules(), allow_truncated=True)
 
 
-@contextmanager
-def silent(title: str, unit: str) -> Iterator[Tell]:
-    yield lambda done, total: None
-
-
 def look(where: Path | str) -> Opened:
     """What is opened; its folder may be gone."""
-    with opened(str(where), SETTINGS, build.Machine(), silent) as data:
+    with opened(str(where), SETTINGS, build.Machine(), build.silent) as data:
         assert take(data.folder).questions.count
         return data
 
@@ -93,7 +85,7 @@ def test_a_broken_report_is_an_error(run: Path) -> None:
 
 def test_a_dump_is_built_and_gone_afterwards(tmp_path: Path) -> None:
     for where in (dump(tmp_path / "a.test"), tmp_path / "a.test" / "Posts.xml"):
-        with opened(str(where), SETTINGS, build.Machine(), silent) as data:
+        with opened(str(where), SETTINGS, build.Machine(), build.silent) as data:
             found = [one for split in ("sft", "eval") for one in read_questions(data.folder, split)]
             assert [(one.site, one.id) for one in sorted(found, key=lambda one: one.id)] == [
                 ("a.test", 1),
