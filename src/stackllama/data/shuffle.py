@@ -6,7 +6,7 @@
                    v  all posts of the questions that fall into bucket 0
 
 A question and its answers fall into one bucket, by a hash of site and question, wherever their rows stand. Pieces and
-buckets have about one size whatever the dump has, so memory stays flat; both are read and written in parallel.
+buckets have about one size whatever the dump has, so memory hardly grows; both are read and written in parallel.
 """
 
 from __future__ import annotations
