@@ -35,12 +35,13 @@ import pyarrow as pa
 from stackllama.data import language
 from stackllama.data.archive import open_tables
 from stackllama.data.cleaning import ONLY_LINKS, Cleaning, clean_posts
-from stackllama.data.convert import Conversion, convert, posts_table
-from stackllama.data.dump import rows
+from stackllama.data.convert import Conversion, convert
+from stackllama.data.dump import ByteStream, rows
 from stackllama.data.language import write_sample
+from stackllama.data.parsing import parse_posts
 from stackllama.data.pieces import USUAL, Piece, Source
-from stackllama.data.posts import Post, parse_post
 from stackllama.data.prose import prose
+from stackllama.data.shuffle import POSTS
 
 DEFAULT = Cleaning("break", "mask", "mask", "drop", "check")
 IDS = re.compile(rb'((?:^|\s)(?:Id|ParentId|AcceptedAnswerId))="(\d+)"')
@@ -50,19 +51,25 @@ SUFFIXES = (".py", ".md", ".rst", ".txt", ".js", ".html", ".h", ".json", ".toml"
 
 def read(dump: Path) -> pa.Table:
     """The posts of a dump as they are before cleaning."""
-    parsed = []
     with open_tables(dump) as tables:
         for _, stream in tables.streams(["Posts"]):
-            parsed += [parse_post(row) for row in rows(stream, table="Posts")]
-        return posts_table([one for one in parsed if not isinstance(one, str)], tables.site)
+            return posts_of(stream, tables.site)
+    return POSTS.empty_table()
+
+
+def posts_of(stream: ByteStream, site: str) -> pa.Table:
+    """The posts of the table Posts."""
+    lots = rows(stream, table="Posts").lots()
+    return pa.concat_tables([POSTS.empty_table(), *(parse_posts(lot, site, Counter()) for lot in lots)])
 
 
 def read_files(folder: Path) -> pa.Table:
     """Every source file or document of a folder as if it were a question."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     texts = [path.read_text("utf-8", "ignore") for path in paths if path.stat().st_size < 2_000_000]
-    posts = [Post(n, None, None, "", [], text, 0, 0, "", None, "", "") for n, text in enumerate(texts)]
-    return posts_table(posts, folder.name)
+    same = {"site": folder.name, "answers": False, "title": "", "tags": [], "votes": 0, "date": "", "owner_name": ""}
+    posts = [{"id": n, "question": n, "text": text, "license": "", **same} for n, text in enumerate(texts)]
+    return pa.Table.from_pylist(posts, schema=POSTS)
 
 
 def findings(posts: pa.Table, *, show: bool) -> dict[str, int]:
@@ -106,9 +113,7 @@ def added_share(dump: Path, repeat: int) -> float:
         plain, sample = Conversion(Path(folder), 1), Path(folder) / "sample"
         for piece in pieces(dump, repeat):
             with piece.open() as stream:
-                parsed = [parse_post(row) for row in rows(stream, table="Posts")]
-            posts = posts_table([one for one in parsed if not isinstance(one, str)], "site")
-            del parsed
+                posts = posts_of(stream, "site")
             for _ in range(5):
                 cleaning = _seconds(clean_posts, posts, DEFAULT, Counter()) + _seconds(write_sample, posts, sample)
                 shares.append(cleaning / _seconds(convert, plain, piece))

@@ -6,10 +6,12 @@ import random
 import string
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
 
 from stackllama.data.cleaning import Cleaning, clean_posts
-from stackllama.data.convert import posts_table
-from stackllama.data.posts import Post
+from stackllama.data.shuffle import POSTS
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,15 @@ class Cleaned:
     counts: dict[str, int]
 
 
-def post(number: int = 1, text: str = "A text.", title: str = "", parent: int | None = None) -> Post:
-    return Post(
-        number, parent, None, title, [], text, len(text), 0, "2020-01-01T00:00:00.000", None, "", "CC BY-SA 4.0"
-    )
+def post(number: int = 1, text: str = "A text.", title: str = "", parent: int | None = None) -> dict[str, Any]:
+    """A question, or an answer if it has a parent, as `parse_posts` makes it."""
+    asked = {"question": number if parent is None else parent, "answers": parent is not None, "title": title}
+    written = {"text": text, "length": len(text), "votes": 0, "date": "2020-01-01T00:00:00.000"}
+    return {"id": number, **asked, "tags": [], **written, "owner_name": "", "license": "CC BY-SA 4.0"}
+
+
+def posts_table(posts: list[dict[str, Any]], site: str) -> pa.Table:
+    return pa.Table.from_pylist([{"site": site, **one} for one in posts], schema=POSTS)
 
 
 def cleaned(text: str, title: str = "", *, how: Cleaning, answer: bool = False) -> Cleaned:

@@ -18,14 +18,13 @@ from stackllama.data import build, store
 from stackllama.data.build import Machine, Settings
 from stackllama.data.cleaning import ONLY_LINKS, Cleaning, clean_posts
 from stackllama.data.clusters import Clustering
-from stackllama.data.convert import posts_table
 from stackllama.data.joining import NO_ACCEPTED, ORPHAN
 from stackllama.data.language import OTHER_LANGUAGE
 from stackllama.data.posts import Question
 from stackllama.data.preferences import PairRules
 from stackllama.data.records import NO_ANSWER, NO_QUESTION, SAME_ANSWERS, SAME_TEXT
 from stackllama.data.shuffle import POSTS
-from tests.data.cleaned import cleaned, drawn, everything, post
+from tests.data.cleaned import cleaned, drawn, everything, post, posts_table
 from tests.data.dumps import answer, question, shared_dumps, site
 from tests.data.test_language import ENGLISH, GERMAN
 

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pytest
 
 from stackllama.data import language
-from stackllama.data.convert import posts_table
 from stackllama.data.language import OTHER_LANGUAGE, detect, in_own_language, look, own_languages, told, write_sample
-from tests.data.cleaned import post
+from tests.data.cleaned import post, posts_table
 
 ENGLISH = (
     "I have been trying to brew beer at home for some months now, and every time the foam falls apart within a minute. "

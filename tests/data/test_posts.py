@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stackllama.data.posts import Attribution, license_of, parse_post, parse_user
+from stackllama.data.posts import Attribution, license_of
 from stackllama.data.reading import read_questions
 from stackllama.errors import DumpError, TruncatedDumpError
 from tests.data.dumps import answer, question, site, table
@@ -159,21 +159,3 @@ def test_a_dump_without_questions_is_refused(tmp_path: Path) -> None:
     for rows in ([], [answer(2, 1)]):
         with pytest.raises(DumpError, match="no question"):
             read_questions(site(tmp_path / "s", rows))
-
-
-def test_a_row_is_judged_on_its_own() -> None:
-    post = parse_post(question(5))
-    assert not isinstance(post, str)
-    assert post == parse_post(dict(reversed(question(5).items())))
-    assert parse_user({"Id": "3", "DisplayName": " a\tb "}) == (3, "a b")
-
-
-def test_texts_that_no_community_allows_are_dropped_and_not_held() -> None:
-    quoted = "<blockquote>" * 30 + "a\n" * 50_000
-    for body in ("x" * 300_001, quoted):
-        reason = "post: Body has over 300000 characters, or far more as Markdown"
-        assert parse_post(question(5, Body=body)) == reason
-    assert not isinstance(parse_post(question(5, Body="x" * 300_000)), str)
-    for name in ("Title", "Tags", "OwnerDisplayName", "ContentLicense"):
-        assert parse_post(question(5, **{name: "|a" * 1001})) == "post: over 2000 signs in a field"
-    assert parse_user({"Id": "3", "DisplayName": "x" * 2001}) == "user: over 2000 signs in a name"

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,18 +24,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stackllama.data import interchange_read, language
+from stackllama.data.attributes import Attributes
 from stackllama.data.cleaning import OFF, Cleaning, clean_posts
 from stackllama.data.dump import rows
 from stackllama.data.duplicates import ASKED, band_keys, signatures
 from stackllama.data.interchange_rows import Frame
+from stackllama.data.parsing import LINKS, USERS, VOTES, parse_links, parse_posts, parse_users, parse_votes
 from stackllama.data.pieces import Piece
-from stackllama.data.posts import Post, parse_link, parse_post, parse_user
 from stackllama.data.records import mended, to_rows
 from stackllama.data.shuffle import POSTS, bucket_of, write_dealt
-from stackllama.data.votes import parse_vote
 from stackllama.errors import DumpError
 from stackllama.files import atomic_write_json, raise_if_full
 
+_SOURCE = pa.field("source", pa.int32())
 KEYS = {
     "Posts": pa.schema(
         {
@@ -48,9 +48,9 @@ KEYS = {
             "owner": pa.int64(),
         }
     ),
-    "Users": pa.schema({"source": pa.int32(), "id": pa.int64(), "name": pa.string()}),
-    "Votes": pa.schema({"source": pa.int32(), "id": pa.int64(), "day": pa.int32(), "change": pa.int32()}),
-    "PostLinks": pa.schema({"source": pa.int32(), "id": pa.int64(), "related": pa.int64(), "kind": pa.int32()}),
+    "Users": pa.schema([_SOURCE, *USERS]),
+    "Votes": pa.schema([_SOURCE, *VOTES]),
+    "PostLinks": pa.schema([_SOURCE, *LINKS]),
 }
 """What each table leaves to be joined by id."""
 
@@ -118,21 +118,26 @@ def _convert(conversion: Conversion, piece: Piece, path: Path) -> Converted:
     with piece.open() as stream:
         reader = rows(stream, table=piece.table, allow_truncated=conversion.allow_truncated, place=piece.place)
         if piece.table == "Posts":
-            posts = posts_table(_kept((parse_post(row) for row in reader), dropped), piece.source.site)
+            lots = [parse_posts(lot, piece.source.site, dropped) for lot in reader.lots()]
+            posts = pa.concat_tables([POSTS.empty_table(), *lots]).combine_chunks()
             posts = clean_posts(posts, conversion.cleaning, dropped)
             keys = _deal(posts, piece, conversion.buckets, path)
             _look_at(conversion, posts, path)
             questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
         else:
-            keys = _keys_table(piece, list(_kept(map(_PARSERS[piece.table], reader), dropped)))
+            parse = _PARSERS[piece.table]
+            keys = _keys_table(piece, [parse(lot, dropped) for lot in reader.lots()])
     pq.write_table(keys, path.with_suffix(".parquet"), compression="lz4")
     return Converted(reader.complete, questions, dict(sorted(dropped.items())), reader.truncated_at)
 
 
-def _keys_table(piece: Piece, found: list[Any]) -> pa.Table:
+def _keys_table(piece: Piece, lots: list[pa.Table]) -> pa.Table:
     schema = KEYS[piece.table]
-    columns = list(zip(*found, strict=True)) or [()] * (len(schema) - 1)
-    return pa.table([np.full(len(found), piece.source.number, np.int32), *map(list, columns)], schema=schema)
+    if not lots:
+        return schema.empty_table()
+    found = pa.concat_tables(lots)
+    source_N = np.full(found.num_rows, piece.source.number, np.int32)
+    return pa.table([source_N, *found.columns], schema=schema)
 
 
 def _convert_records(conversion: Conversion, records: interchange_read.Piece, path: Path) -> Converted:
@@ -148,26 +153,6 @@ def _convert_records(conversion: Conversion, records: interchange_read.Piece, pa
     questions = posts.num_rows - pc.sum(posts["answers"], min_count=0).as_py()
     dropped.update({f"record: {reason}": count for reason, count in reasons.items()})
     return Converted(found.num_rows, questions, dict(sorted(dropped.items())), None)
-
-
-def posts_table(posts: Iterable[Post], site: str) -> pa.Table:
-    """Posts of a site as columns, in the schema `shuffle.POSTS`."""
-    columns = list(zip(*posts, strict=True))
-    if not columns:
-        return POSTS.empty_table()
-    given: dict[str, Sequence[Any]] = dict(zip(Post._fields, columns, strict=True))
-    parents = given.pop("parent")
-    given["question"] = [own if parent is None else parent for own, parent in zip(given["id"], parents, strict=True)]
-    given["answers"] = [parent is not None for parent in parents]
-    rows_N = len(parents)
-    given["site"] = [site] * rows_N
-    return pa.table(
-        [
-            pa.array(given[field.name], field.type) if field.name in given else pa.nulls(rows_N, field.type)
-            for field in POSTS
-        ],
-        schema=POSTS,
-    )
 
 
 def _look_at(conversion: Conversion, posts: pa.Table, path: Path) -> None:
@@ -195,19 +180,8 @@ def _deal(posts: pa.Table, piece: Piece, buckets: int, path: Path) -> pa.Table:
     return pa.table([source_N, bucket_N, *shared], schema=KEYS["Posts"])
 
 
-def _kept(parsed: Iterable[Parsed], dropped: Dropped) -> Iterator[Any]:
-    """What is neither None (not wanted) nor a reason to drop it, which is counted."""
-    for one in parsed:
-        if type(one) is str:
-            dropped[one] += 1
-        elif one is not None:
-            yield one
-
-
-Parsed = tuple[Any, ...] | str | None
-
-_PARSERS: Mapping[str, Callable[[Mapping[str, str]], Parsed]] = {
-    "Users": parse_user,
-    "Votes": parse_vote,
-    "PostLinks": parse_link,
+_PARSERS: Mapping[str, Callable[[Attributes, Dropped], pa.Table]] = {
+    "Users": parse_users,
+    "Votes": parse_votes,
+    "PostLinks": parse_links,
 }

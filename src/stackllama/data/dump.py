@@ -16,11 +16,11 @@ from typing import Protocol
 
 from lxml import etree
 
+from stackllama.data.attributes import MOST_FIELDS, Attributes, of_rows, read_plain
 from stackllama.errors import DumpError, TruncatedDumpError
 
-CHUNK = 1 << 18
-MOST_FIELDS = 200
-"""Attributes of a row; those of Stack Exchange have some 20."""
+BLOCK, CHUNK = 1 << 20, 1 << 18
+"""Bytes that are taken apart at once, and that a parser is given at once."""
 _PROLOG = 1 << 16
 LONGEST = 1 << 22
 """Bytes from the beginning of a row to the next one, at most."""
@@ -28,6 +28,10 @@ _BOM = b"\xef\xbb\xbf"
 _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
 _ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
 _DOCTYPE = re.compile(rb"""<!DOCTYPE\s+[\w.:-]+(?:\s+(?:SYSTEM|PUBLIC)(?:\s+(?:"[^"]*"|'[^']*')){1,2})?\s*>""")
+_PLAIN_PROLOG = re.compile(
+    rb'(?:\xef\xbb\xbf)?<\?xml version="1\.0"(?: encoding="utf-8")?\?>[ \t\r\n]*<[A-Za-z]+>[ \t\r\n]*', re.IGNORECASE
+)
+_POSITION = re.compile(r", line \d+, column \d+.*", re.DOTALL)  # within what the parser saw, so it says nothing
 _ROW = re.compile(rb"""<row(?:[^>"']|"[^"]*"|'[^']*')*+>(?:(?<!/>)\s*</row\s*>)?""")
 
 
@@ -80,9 +84,67 @@ class RowReader:
         self._kept = b""
         self._kept_at = place.start
         self._rows_before = 0
+        self._ahead = b""  # read, and not looked at yet
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        head = self._prolog() if self._place.start == 0 else self._stream.read(CHUNK)
+        """Each row as its attributes."""
+        for lot in self.lots():
+            yield from lot.to_rows()
+
+    def lots(self) -> Iterator[Attributes]:
+        """The rows, some thousand at a time: as long as they are written as usual without a parser of XML, and behind
+        that, and at the end of the table, with one.
+        """
+        head = self._prolog() if self._place.start == 0 else b""
+        prolog = self._root(b"<") if self._place.start else head[: head.find(b"<row")]
+        self._ahead = head
+        if self._place.start or _PLAIN_PROLOG.fullmatch(prolog):
+            if head:
+                self._kept, self._ahead = prolog, head[len(prolog) :]
+            yield from self._plain()
+        else:
+            prolog = b""
+        yield from self._parsed(prolog, head)
+
+    def _plain(self) -> Iterator[Attributes]:
+        """The rows up to the last one, or to the first block that a parser has to look at."""
+        more = True
+        while more and len(self._ahead) <= LONGEST:
+            more = self._fill()
+            stop = self._ahead.rfind(b"<row")
+            if stop > 0:
+                block = self._ahead[:stop]
+                if (lot := read_plain(block)) is None:
+                    break
+                self._pass(block, lot.rows)
+                self._ahead = self._ahead[stop:]
+                yield lot
+
+    def _fill(self) -> bool:
+        """Reads a block ahead, from a stream that may give less at a time; whether there was anything."""
+        chunks, left = [], BLOCK
+        while left > 0 and (chunk := self._stream.read(left)):
+            chunks.append(chunk)
+            left -= len(chunk)
+        self._ahead += b"".join(chunks)
+        return bool(chunks)
+
+    def _read(self) -> bytes:
+        """The next chunk, of what was read ahead first."""
+        if not self._ahead:
+            return self._stream.read(CHUNK)
+        chunk, self._ahead = self._ahead[:CHUNK], self._ahead[CHUNK:]
+        return chunk
+
+    def _pass(self, block: bytes, rows: int) -> None:
+        """Remembers the last row of a block that follows what was kept."""
+        start = block.rfind(b"<row")
+        end = self._kept_at + len(self._kept)
+        self.complete += rows
+        self._kept, self._kept_at, self._rows_before = block[start:], end + start, self.complete - 1
+
+    def _parsed(self, prolog: bytes, head: bytes) -> Iterator[Attributes]:
+        """The rows of the rest of the stream, by a parser that has seen the beginning of the table."""
         # Comments and processing instructions are dropped, so only elements are children of the root.
         parser = etree.XMLPullParser(
             events=("end",),
@@ -95,10 +157,10 @@ class RowReader:
             remove_comments=True,
             remove_pis=True,
         )
-        if self._place.start:
-            parser.feed(self._root(b"<"))
+        if prolog:
+            parser.feed(prolog)
+        chunk = self._read()
         failure: str | None = None
-        chunk = head
         while failure is None:
             try:
                 if chunk:
@@ -108,22 +170,25 @@ class RowReader:
                         parser.feed(self._root(b"</"))
                     parser.close()
             except etree.XMLSyntaxError as error:
-                failure = str(error)
+                failure = _POSITION.sub("", str(error))
             last: etree._Element | None = None
+            found: list[dict[str, str]] = []
             for _, element in parser.read_events():
                 assert isinstance(element, etree._Element)
                 if element.tag == "row":
                     self.complete += 1
                     self._check_fields(len(element.attrib))
-                    yield dict(element.attrib)  # type: ignore[arg-type]  # bytes only in Python 2
+                    found.append(dict(element.attrib))  # type: ignore[arg-type]  # bytes only in Python 2
                     element.clear()
                 last = element
+            if found:
+                yield of_rows(found)
             if not chunk:
                 break
             self._keep(chunk)
             if failure is None:
                 _forget(last)
-                chunk = self._stream.read(CHUNK)
+                chunk = self._read()
         if failure is not None:
             self._explain(failure, head)
 
@@ -241,7 +306,7 @@ class RowReader:
             if begun > 1 or closing.search(tail + piece):
                 return True
             tail = (tail + piece)[-64:]
-            if not (piece := self._stream.read(CHUNK)):
+            if not (piece := self._read()):
                 return False
 
 

@@ -19,7 +19,6 @@ from hashlib import blake2b
 from typing import Any
 
 from stackllama.data.interchange import site_address, site_of, votes_for
-from stackllama.data.markup import plain_length
 from stackllama.data.posts import TOO_LONG, Answer, Attribution, Pair, Question, body_text, license_of
 
 MAX_TEXT = 1_000_000
@@ -131,7 +130,7 @@ def _scored_question(row: Row, source: Source, dropped: Counter[str]) -> Questio
         dropped[f"answer: over {MAX_ANSWERS} to a question"] += len(given) - MAX_ANSWERS
     if not answers:
         raise _RowError("row: no answers")
-    text = _converted(text, "row: question") if html else text
+    text = _converted(text, "row: question")[0] if html else text
     if not text:
         raise _RowError("row: no question")
     return _question(site, number, text, date, by, tuple(answers[key] for key in sorted(answers)))
@@ -157,7 +156,7 @@ def _scored_answer(given: Any, site: str, date: str, html: bool, dropped: Counte
         selected, votes = False, votes_for(score, False)
     if votes is None:
         raise _RowError("answer: a pm_score that the score rule never gives")
-    markdown = _converted(text, "answer: text") if html else text
+    markdown, length = _converted(text, "answer: text") if html else (text, None)
     if not markdown:
         raise _RowError("answer: no text")
     by = Attribution(
@@ -167,13 +166,13 @@ def _scored_answer(given: Any, site: str, date: str, html: bool, dropped: Counte
         profile_url=_short(given.get("author_profile")) or None,
         license=_answer_license(date),
     )
-    return Answer(number, markdown, votes, selected, date, by, plain_length(text) if html else None)
+    return Answer(number, markdown, votes, selected, date, by, length)
 
 
-def _converted(html: str, what: str) -> str:
-    if (text := body_text(html)) is None:
+def _converted(html: str, what: str) -> tuple[str, int]:
+    if (found := body_text(html)) is None:
         raise _RowError(TOO_LONG.format(what))
-    return text
+    return found
 
 
 def _paired(row: Row, source: Source) -> _PairRow:

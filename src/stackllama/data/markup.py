@@ -71,6 +71,16 @@ def to_markdown(html: str) -> str:
     return _Renderer(html).run()
 
 
+def rendered(html: str) -> tuple[str, int]:
+    """The body as `to_markdown` gives it, and its `plain_length`."""
+    renderer = _Renderer(html)
+    if renderer.html is html and "<" not in renderer.pieces:  # then both take the same for tags
+        length = len(_resolved("".join(renderer.pieces[::2])).strip())
+    else:
+        length = plain_length(html)
+    return renderer.run(), length
+
+
 def plain_length(html: str) -> int:
     """How many characters a reader sees: tags off, entities resolved, white space at both ends off.
 
@@ -102,6 +112,7 @@ class _Renderer:
         for sign in RESERVED:
             if sign in html:
                 html = html.replace(sign, "\ufffd")
+        self.html = html
         self.pieces: list[str] = _TAGS.split(html)  # text, tag or bare `<`, text, tag, ..., text
         self.next = 0  # the index of the text to read
         self.signs = [sign for sign in SIGNS if sign in html]  # what the text may have; it has no `<`

@@ -8,7 +8,6 @@ Legend: A answers, V days with votes (each of one answer), P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
 
@@ -19,17 +18,6 @@ CHANGES = {"2": 1, "3": -1}
 """What a vote of each kind changes; other kinds (accepted, favourite, close, ...) are no judgement of the text."""
 
 Numbers = NDArray[np.int64]
-
-
-def parse_vote(row: Mapping[str, str]) -> tuple[int, int, int] | str | None:
-    """(post, day, change) of a row of Votes, None for one of another kind, or the reason why there is none."""
-    change = CHANGES.get(row.get("VoteTypeId", ""))
-    if change is None:
-        return None
-    post, day = row.get("PostId", ""), day_number(row.get("CreationDate", ""))
-    if not (post.isascii() and post.isdigit() and len(post) <= 18):
-        return "vote: no PostId, or not a whole number"
-    return "vote: no CreationDate, or not a date" if day is None else (int(post), day, change)
 
 
 def day_number(moment: str) -> int | None:
