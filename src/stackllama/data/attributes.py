@@ -31,7 +31,7 @@ _END = re.compile(r"[ \t\r\n]*/>[ \t\r\n]*")
 _NO_CHARACTERS = ("\ufffe".encode(), "\uffff".encode())  # UTF-8 can write them, XML forbids them
 _FIRST_BYTE = b"\xef"  # of both; one byte is looked for faster than three
 _PADDING = b" " * 8
-_QUOTE, _AND, _LESS, _SPACE = b'"&< '
+_QUOTE, _AND, _LESS, _SPACE, _TAB = b'"&< \t'
 
 
 class _Entity(NamedTuple):
@@ -118,6 +118,8 @@ def read_plain(block: bytes) -> Attributes | None:
     if not _is_text(block):
         return None
     byte_B = np.frombuffer(block + _PADDING, np.uint8).copy()
+    if b"\t" in block:
+        byte_B[byte_B == _TAB] = _SPACE  # as which XML reads it; one that is meant is written as a number
     quote_Q = np.flatnonzero(byte_B == _QUOTE)
     begun, controls = int(np.count_nonzero(byte_B == _LESS)), int(np.count_nonzero(byte_B < _SPACE))
     resolved = _resolve(byte_B)

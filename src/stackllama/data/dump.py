@@ -9,6 +9,7 @@ between two rows (the longest row of Stack Exchange has some 100 kB).
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,9 +93,7 @@ class RowReader:
             yield from lot.to_rows()
 
     def lots(self) -> Iterator[Attributes]:
-        """The rows, some thousand at a time: as long as they are written as usual without a parser of XML, and behind
-        that, and at the end of the table, with one.
-        """
+        """The rows, some thousand at a time. A parser of XML reads the last one, and what is not written as usual."""
         head = self._prolog() if self._place.start == 0 else b""
         prolog = self._root(b"<") if self._place.start else head[: head.find(b"<row")]
         self._ahead = head
@@ -107,18 +106,30 @@ class RowReader:
         yield from self._parsed(prolog, head)
 
     def _plain(self) -> Iterator[Attributes]:
-        """The rows up to the last one, or to the first block that a parser has to look at."""
+        """The rows up to the last one, or to where they end that can be read block by block."""
         more = True
         while more and len(self._ahead) <= LONGEST:
             more = self._fill()
             stop = self._ahead.rfind(b"<row")
             if stop > 0:
                 block = self._ahead[:stop]
-                if (lot := read_plain(block)) is None:
+                lot = read_plain(block)
+                lots = self._alone(block) if lot is None else [lot]
+                if not lots:
                     break
-                self._pass(block, lot.rows)
+                self._pass(block, sum(lot.rows for lot in lots))
                 self._ahead = self._ahead[stop:]
-                yield lot
+                yield from lots
+
+    def _alone(self, block: bytes) -> list[Attributes]:
+        """The rows of a block by a parser; none where it does not stand by itself, as where a comment goes on."""
+        place = Place(self._kept_at + len(self._kept), last=False)
+        reader = RowReader(io.BytesIO(block), table=self.table, allow_truncated=False, place=place)
+        try:
+            lots = list(reader._parsed(self._root(b"<"), b""))
+        except DumpError:
+            return []
+        return lots if reader.complete == block.count(b"<row") else []
 
     def _fill(self) -> bool:
         """Reads a block ahead, from a stream that may give less at a time; whether there was anything."""

@@ -91,16 +91,18 @@ class Texts:
 
 
 def _signatures(texts: Sequence[str]) -> Signatures:
-    word_W, text_W = _words(texts)
-    short_N = np.bincount(text_W, minlength=len(texts)) < SHORT
+    word_W, count_N = _words(texts)
+    text_W = np.repeat(np.arange(len(texts)), count_N)
+    short_N = count_N < SHORT
     with np.errstate(over="ignore"):
         triple = _mixed(word_W[:-2] + word_W[1:-1] * _GOLDEN + _mixed(word_W[2:]))
         inside = (text_W[2:] == text_W[:-2]) & ~short_N[text_W[2:]]
         # All words of a short text, each with its place, are one shingle.
-        short_W = short_N[text_W]
+        short_W = np.flatnonzero(short_N[text_W])
+        owner_W = text_W[short_W]
+        place_W = short_W - (np.cumsum(count_N) - count_N)[owner_W]
         whole_N = np.zeros(len(texts), np.uint64)
-        place_W = np.arange(len(text_W)) - np.searchsorted(text_W, text_W)
-        np.add.at(whole_N, text_W[short_W], _mixed(word_W + place_W.astype(np.uint64) * _GOLDEN)[short_W])
+        np.add.at(whole_N, owner_W, _mixed(word_W[short_W] + place_W.astype(np.uint64) * _GOLDEN))
     shingle = np.append(triple[inside], _mixed(whole_N[short_N]))
     owner = np.append(text_W[:-2][inside], np.flatnonzero(short_N))
     signature = np.full(len(texts) * BINS, _EMPTY)
@@ -109,8 +111,11 @@ def _signatures(texts: Sequence[str]) -> Signatures:
 
 
 def _words(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """A hash of every word, and the number of its text."""
-    content = "\0".join([*texts, ""]).encode("utf-8", "replace").translate(_WORDS)
+    """A hash of every word, and how many words each text has."""
+    joined = "\0".join([*texts, ""])
+    if joined.count("\0") > len(texts):
+        joined = "\0".join([*(text.replace("\0", " ") for text in texts), ""])
+    content = joined.encode("utf-8", "replace").translate(_WORDS)
     byte = np.frombuffer(b" " + content, np.uint8)
     inside = byte > 32
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
@@ -120,8 +125,8 @@ def _words(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
         total = np.zeros(len(byte) + 1, np.uint64)
         np.cumsum(byte * powers[: len(byte)], out=total[1:])
         word_W = _mixed((total[stops] - total[starts]) * inverses[starts])
-    text_W = np.searchsorted(np.flatnonzero(byte == 0), starts)
-    return word_W, text_W
+    before_N = np.searchsorted(starts, np.flatnonzero(byte == 0))
+    return word_W, np.diff(before_N, prepend=0)
 
 
 _POWERS: list[Hashes] = []
@@ -143,21 +148,29 @@ def _progression(base: int, count: int) -> Hashes:
 
 def _mixed(values: Hashes) -> Hashes:
     """Every bit of the outcome depends on every bit of the value (the mixer of splitmix64)."""
+    mixed = values >> np.uint64(30)
+    mixed ^= values
     with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _dense(signature_NK: Signatures) -> Signatures:
     """Each empty bin takes the value of the next one that is not, counted around, and a mark of how far it is."""
-    twice = np.concatenate([signature_NK, signature_NK], axis=1)
-    place = np.where(twice == _EMPTY, 2 * BINS, np.arange(2 * BINS))
-    nearest = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1][:, :BINS]
-    distance = nearest - np.arange(BINS)
-    taken = np.take_along_axis(signature_NK, nearest % BINS, axis=1)
+    empty_NK = signature_NK == _EMPTY
+    # Of each bin the number of the next one that is not empty; behind the last one, counting goes on beyond the bins.
+    nearest_NK = np.where(empty_NK, np.int16(2 * BINS), np.arange(BINS, dtype=np.int16))
+    nearest_NK = np.minimum.accumulate(nearest_NK[:, ::-1], axis=1)[:, ::-1]
+    nearest_NK = np.where(nearest_NK == 2 * BINS, nearest_NK[:, :1] + np.int16(BINS), nearest_NK)
+    text_E, bin_E = np.nonzero(empty_NK)
+    nearest_E = nearest_NK[text_E, bin_E].astype(np.int64)
     with np.errstate(over="ignore"):
-        return taken + distance.astype(np.uint32) * np.uint32(0x9E3779B1)
+        mark_E = (nearest_E - bin_E).astype(np.uint32) * np.uint32(0x9E3779B1)
+        signature_NK[text_E, bin_E] = signature_NK[text_E, nearest_E % BINS] + mark_E
+    return signature_NK
 
 
 class Stack(Protocol):
