@@ -26,7 +26,7 @@ from stackllama.data.nesting import nested, stated_pairs, to_answers
 from stackllama.data.pairing import Pairs, choose, merged, weigh
 from stackllama.data.preferences import KEPT, PairRules
 from stackllama.data.shuffle import read_dealt
-from stackllama.data.splits import LEDGER, SPLITS, assign
+from stackllama.data.splits import LEDGER, SPLITS, assigner
 from stackllama.files import atomic_write_json, raise_if_full
 
 OTHER_SPLIT = "question: its cluster belongs to another split"
@@ -133,12 +133,13 @@ def _splits(bucketing: Bucketing, bucket: int, questions: pa.Table) -> tuple[lis
     }
     lots = (lot.to_pylist() for lot in read_dealt(bucketing.past, bucket, LEDGER))
     past = {(row["site"], row["id"]): row["split"] for lot in lots for row in lot}
+    assign = assigner(bucketing.fractions)
     splits: list[str | None] = []
     clusters = []
     for site, number in zip(questions["site"].to_pylist(), questions["id"].to_pylist(), strict=True):
         split, cluster = members.get((site, number), (None, ""))
         if not cluster:
-            split, cluster = past.get((site, number)) or assign(site, number, bucketing.fractions), f"{site}/{number}"
+            split, cluster = past.get((site, number)) or assign(site, number), f"{site}/{number}"
         splits.append(split)
         clusters.append(cluster)
     return splits, clusters

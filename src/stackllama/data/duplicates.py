@@ -70,7 +70,7 @@ def band_keys(signature_NK: Signatures) -> Hashes:
 class Texts:
     """Texts whose signatures are worked out once, and only of those that are asked for."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: pa.Array | pa.ChunkedArray) -> None:
         self._texts = texts
         self._known_N = np.zeros(len(texts), bool)
         self._signature_NK = np.empty((len(texts), BINS), np.uint32)
@@ -79,13 +79,14 @@ class Texts:
         return len(self._texts)
 
     def __getitem__(self, number: int) -> str:
-        return self._texts[number]
+        text: str = self._texts[number].as_py()
+        return text
 
     def signatures(self, number_N: NDArray[np.int64]) -> Signatures:
         """The signatures (N, K) of the texts of these numbers."""
         new = np.unique(number_N[~self._known_N[number_N]])
         if len(new):
-            self._signature_NK[new] = signatures([self._texts[number] for number in new.tolist()])
+            self._signature_NK[new] = signatures(self._texts.take(pa.array(new)).to_pylist())
             self._known_N[new] = True
         return self._signature_NK[number_N]
 

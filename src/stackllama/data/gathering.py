@@ -66,6 +66,7 @@ def gather(
     `tell` is told the bytes of the tables, decompressed. Raises DumpError where a dump cannot be used,
     TruncatedDumpError for one that is cut off (unless that is allowed), RunError where the disk is full.
     """
+    loading = language.load() if cleaning.language != OFF else None
     with ExitStack() as stack:
         records = {one.number: list(cut_records(one)) for one in sources if not one.site}
         tables = {one.number: stack.enter_context(open_tables(Path(one.path))) for one in sources if one.site}
@@ -90,7 +91,8 @@ def gather(
             )
     gathered.posts.sort()
     gathered.dropped = Counter(dict(sorted(gathered.dropped.items())))
-    if cleaning.language != OFF:
+    if loading is not None:
+        loading.join()
         gathered.languages = language.look(path.with_suffix(".sample") for path, _ in gathered.posts)
     return gathered
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ _NONE = "zxx"  # the detector's word for what is no language
 _SAMPLED = pa.schema({"site": pa.string(), "point": pa.uint64(), "text": pa.string()})
 
 Report = dict[str, Any]
+
+
+def load() -> Thread:
+    """Begin to load the detector beside other work; who asks it waits for the thread first."""
+    thread = Thread(target=_detector, name="stackllama-language", daemon=True)
+    thread.start()
+    return thread
 
 
 def detect(text: str) -> str | None:

@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import unescape
+from typing import Any
 
 from stackllama.data import markdown
 from stackllama.data.markdown import HARD_BREAK, RESERVED, SIGNS
@@ -48,6 +49,7 @@ _LONG_REFERENCE = re.compile(r"&#[0-9]{11,};?")
 _PLAIN_LINK = re.compile(r"""\s*href="([^"&\\<>()\s\x00-\x20\x7f]+)"(?:\s+rel="[^"]*")?\s*""")
 _LANGUAGE = re.compile(r"\blang(?:uage)?-([A-Za-z0-9+#.-]+)")
 
+_FIRST_SIGNS = markdown.FIRST_SIGNS
 _SPACE = " \t\r\n" + HARD_BREAK
 _MARKS = {"em": "*", "i": "*", "strong": "**", "b": "**", "s": "~~", "strike": "~~", "del": "~~"}
 _AS_HTML = ("sup", "sub", "kbd")
@@ -99,8 +101,7 @@ class _Container:
     attributes: str = ""
     blocks: list[Block] = field(default_factory=list)
     loose: bool = False  # an item with paragraphs: blank lines between the items
-    rows: list[list[list[Block]]] = field(default_factory=list)  # of a table
-    cells: list[list[Block]] = field(default_factory=list)  # of a row
+    parts: list[Any] = field(default_factory=list)  # the rows of a table, the cells of a row
 
 
 class _Renderer:
@@ -203,12 +204,19 @@ class _Renderer:
         container = self.open[-1]
         if container.tag == "li":
             container.loose = True
-        if not self.heading and (text := self._paragraph("</p>")):
-            container.blocks.append(("text", text))
+        if self.heading:
+            return
+        pieces, blocks = self.pieces, container.blocks
+        while text := self._paragraph("</p>"):  # one paragraph after the other, as long as they are plain
+            blocks.append(("text", text))
+            behind = self.next = self.next + 2
+            if behind + 1 == len(pieces) or pieces[behind + 1] != "<p>" or pieces[behind].strip():
+                return
             self.next += 2
 
     def _open_block(self, name: str, _attributes: str) -> None:
-        self._flush()
+        if self.inline or self.marks:
+            self._flush()
         self.heading = _HEADINGS.get(name, 0)
 
     def _close_block(self, name: str, _attributes: str) -> None:
@@ -218,7 +226,8 @@ class _Renderer:
             self.heading = 0
 
     def _open_container(self, tag: str, attributes: str) -> None:
-        self._flush()
+        if self.inline or self.marks:
+            self._flush()
         self.heading = 0
         parent = self.open[-1]
         if tag == "li" and parent.tag in _LISTS and (text := self._paragraph("</li>")):
@@ -233,7 +242,8 @@ class _Renderer:
             self.open.append(_Container(tag, attributes))
 
     def _close_container(self, tag: str, _attributes: str) -> None:
-        self._flush()
+        if self.inline or self.marks:
+            self._flush()
         self.heading = 0
         if self.flattened.get(tag):
             self.flattened[tag] -= 1
@@ -320,8 +330,16 @@ class _Renderer:
 
     def _paragraph(self, closing: str) -> str:
         """The text up to this closing tag, if it is a paragraph as it stands and no tag is inside; or empty."""
-        text = self._words(closing).strip(_SPACE)
-        return text if text and text[0] not in markdown.FIRST_SIGNS and not text.isspace() else ""
+        pieces, index = self.pieces, self.next
+        if index + 1 >= len(pieces) or pieces[index + 1] != closing:
+            return ""
+        text = pieces[index].strip(_SPACE)
+        if not text or text[0] in _FIRST_SIGNS or "\n" in text or text.isspace():
+            return ""
+        for sign in self.signs:
+            if sign in text:
+                return ""
+        return text
 
     def _close_mark(self, tag: str, _attributes: str = "") -> None:
         for mark in self.marks:
@@ -471,17 +489,17 @@ class _Renderer:
             parent.blocks += listed(blocks, start, before, loose=container.loose)
         elif tag in _CELLS:
             if parent.tag == "tr":
-                parent.cells.append(blocks)
+                parent.parts.append(blocks)
             else:
                 parent.blocks += blocks
         elif tag == "tr":
             if parent.tag == "table":
-                parent.rows.append(container.cells)
+                parent.parts.append(container.parts)
             else:
-                parent.blocks += [block for cell in container.cells for block in cell]
+                parent.blocks += [block for cell in container.parts for block in cell]
             parent.blocks += blocks
         elif tag == "table":
-            parent.blocks += blocks + table(container.rows)
+            parent.blocks += blocks + table(container.parts)
 
 
 def _resolved(text: str) -> str:

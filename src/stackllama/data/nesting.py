@@ -50,7 +50,7 @@ def to_answers(joined: Joined, votes: pa.Table | None = None) -> Answers:
         accepted_A=answers["accepted"].to_numpy(),
         date_A=answers["date"].to_pylist(),
         length_A=pc.coalesce(answers["length"], pc.utf8_length(answers["text"]).cast(pa.int64())).to_numpy(),
-        texts=Texts(answers["text"].to_pylist()),
+        texts=Texts(answers["text"]),
         ballots=None if votes is None else _ballots(answers, votes, votes_A),
     )
 
@@ -72,11 +72,14 @@ def stated_pairs(joined: Joined) -> Pairs:
     """The pairs that questions came with (preference data of other tools), whatever the rules say. Their gap is the
     difference of the two scores, at least 1: pseudo-votes grow by powers of two, scores by ones.
     """
+    stated_S = np.flatnonzero(pc.is_valid(joined.questions["pairs"]).to_numpy())
+    if not len(stated_S):
+        return Pairs(*[np.zeros(0, np.int64)] * 4)
     starts, ids = joined.starts, joined.answers["id"].to_pylist()
     marks = zip(joined.answers["votes"].to_pylist(), joined.answers["accepted"].to_pylist(), strict=True)
     scores = [answer_score(votes, accepted) for votes, accepted in marks]
     rows: list[tuple[int, int, int, int]] = []
-    for at in np.flatnonzero(pc.is_valid(joined.questions["pairs"]).to_numpy()).tolist():
+    for at in stated_S.tolist():
         start = int(starts[at])
         place = {ids[number]: number - start for number in range(start, int(starts[at + 1]))}
         sides = [place[number] for number in joined.questions["pairs"][at].as_py()]

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stackllama.data.duplicates import SHORT, Texts
@@ -164,7 +166,7 @@ def to_columns(questions: Sequence[Question], ballots: Ballots | None = None) ->
         accepted_A=np.array([answer.accepted for answer in answers], bool),
         date_A=[answer.date for answer in answers],
         length_A=np.array([shown_length(answer) for answer in answers], np.int64),
-        texts=Texts([answer.text for answer in answers]),
+        texts=Texts(pa.array([answer.text for answer in answers], pa.string())),
         ballots=ballots,
     )
 
@@ -332,6 +334,7 @@ def _limited(answers: Answers, pairs: Pairs, most: int, counts: Counter[str]) ->
     return pairs.some(keep_P)
 
 
+@lru_cache(maxsize=1 << 12)  # a bucket is limited again and again, once for each rule that is looked at
 def _key(question: tuple[str, int], one: int, other: int) -> bytes:
     # The lower id comes first, whichever is better: a later vote does not reshuffle the choice.
     site, number = question

@@ -7,8 +7,10 @@ newly found duplicates move nothing: what was held out once stays held out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -48,21 +50,22 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 def assign(site: str, id: int, fractions: Mapping[str, float]) -> str:  # noqa: A002 - the record's own word
     """The split of the cluster that (site, id) stands for: a hash of these two alone, compared with `fractions`."""
+    return assigner(fractions)(site, id)
+
+
+def assigner(fractions: Mapping[str, float]) -> Callable[[str, int], str]:
+    """`assign` for many clusters under the same fractions. Raises DataError where these are no shares of 1."""
     check_fractions(fractions)
-    return _assign(site, id, fractions)
+    shares = [split for split in SPLITS if fractions.get(split, 0) > 0]
+    edges = list(accumulate(fractions[split] for split in shares))
 
+    def assign(site: str, number: int) -> str:
+        digest = blake2b(f"{site}\0{number}".encode(), digest_size=8, person=b"split").digest()
+        point = int.from_bytes(digest, "big") / 2**64
+        # 2**64 - 1 rounds up to a point of 1.0, and shares may add up to a hair less than 1: the last split has these.
+        return shares[min(bisect_right(edges, point), len(shares) - 1)]
 
-def _assign(site: str, number: int, fractions: Mapping[str, float]) -> str:
-    digest = blake2b(f"{site}\0{number}".encode(), digest_size=8, person=b"split").digest()
-    point = int.from_bytes(digest, "big") / 2**64
-    # 2**64 - 1 rounds up to a point of 1.0, and shares may add up to a hair less than 1: the last split takes these.
-    shares = [(split, fractions[split]) for split in SPLITS if fractions.get(split, 0) > 0]
-    edge = 0.0
-    for split, share in shares:
-        edge += share
-        if point < edge:
-            return split
-    return shares[-1][0]
+    return assign
 
 
 def decide(
@@ -85,7 +88,7 @@ def decide(
     - Any other cluster with a past goes where its smallest member with a past is; members that were assigned elsewhere
       are dropped, since no question and no duplicate of it may be in two splits.
     """
-    check_fractions(fractions)
+    assign = assigner(fractions)
     if not len(start_C):
         return np.zeros(0, np.int64)
     size_C = np.diff([*start_C, len(id_M)])
@@ -96,7 +99,7 @@ def decide(
     split_C = np.append(past_M, -1)[known_C]
     for cluster in np.flatnonzero(split_C < 0).tolist():
         first = start_C[cluster]
-        split_C[cluster] = SPLITS.index(_assign(sites[site_M[first]], int(id_M[first]), fractions))
+        split_C[cluster] = SPLITS.index(assign(sites[site_M[first]], int(id_M[first])))
     split_C[held_out_C] = SPLITS.index(EVAL)
     split_M = np.repeat(split_C, size_C)
     return np.where((past_M >= 0) & (past_M != split_M), NOWHERE, split_M)
