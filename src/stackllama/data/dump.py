@@ -20,7 +20,7 @@ from lxml import etree
 from stackllama.data.attributes import MOST_FIELDS, Attributes, of_rows, read_plain
 from stackllama.errors import DumpError, TruncatedDumpError
 
-BLOCK, CHUNK = 1 << 20, 1 << 18
+BLOCK, CHUNK = 1 << 21, 1 << 18
 """Bytes that are taken apart at once, and that a parser is given at once."""
 _PROLOG = 1 << 16
 LONGEST = 1 << 22
