@@ -10,7 +10,7 @@ from pathlib import Path
 import py7zr
 import pytest
 
-from stackllama.data import archive
+from stackllama.data import archive, seven_zip
 from stackllama.data.archive import FileTables, digest_dump, open_tables
 from stackllama.data.dump import ByteStream
 from stackllama.data.reading import read_questions
@@ -87,7 +87,7 @@ def test_a_site_in_two_archives_is_one_site(tmp_path: Path) -> None:
 
 def test_a_table_larger_than_the_pipe_arrives_whole(tmp_path: Path) -> None:
     large = POSTS * 40_000
-    assert len(large) > 2 * archive._PIECE * archive._PIECES_IN_PIPE
+    assert len(large) > 2 * seven_zip._PIECE * seven_zip._PIECES_IN_PIPE
     assert contents(pack(tmp_path / "a.7z", {"Posts.xml": large, "Users.xml": USERS}))["Posts"] == large
 
 
@@ -195,7 +195,7 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str, monkeypa
 
 
 def test_a_bomb_is_refused_before_it_is_lit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "SMALL", 1 << 20)
+    monkeypatch.setattr(seven_zip, "SMALL", 1 << 20)
     path = pack(tmp_path / "bomb.7z", {"Posts.xml": bytes(4 << 20)})
     with pytest.raises(DumpError, match="decompression bomb"), open_tables(path):
         pass

@@ -125,11 +125,14 @@ def read_plain(block: bytes) -> Attributes | None:
     resolved = _resolve(byte_B)
     if resolved is None or not len(quote_Q) or len(quote_Q) % 2:
         return None
+    at_E, gone_E = resolved
+    before_Q = np.searchsorted(at_E, quote_Q)
+    if (before_Q[1::2] - before_Q[::2]).sum() != len(at_E):  # an entity outside of the quotes
+        return None
     byte_B[quote_Q] = 0
     content = byte_B[: len(block)].tobytes().translate(None, b"\0")
-    at_E, gone_E = resolved
     # Where each quote stood, all that is left out taken off: the quotes before it, and parts of entities.
-    stop_Q = quote_Q - np.arange(len(quote_Q)) - gone_E[np.searchsorted(at_E, quote_Q)]
+    stop_Q = quote_Q - np.arange(len(quote_Q)) - gone_E[before_Q]
     offsets = np.concatenate([[0], stop_Q, [len(content)]]).astype(np.int32)
     # In turn a text between values and a value, and a last text.
     all_texts = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
@@ -137,7 +140,9 @@ def read_plain(block: bytes) -> Attributes | None:
 
 
 def _is_text(block: bytes) -> bool:
-    """Whether bytes are UTF-8 and may stand in XML, but for control characters."""
+    """Whether bytes are UTF-8 and may stand in XML, but for control characters other than zero."""
+    if b"\0" in block:  # which will stand for what is left out
+        return False
     whole = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(block)], np.int32)), pa.py_buffer(block))
     try:
         whole.validate(full=True)  # 20 times as fast as to decode it

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from stackllama.data import baselines, interchange_read, store
 from stackllama.data.archive import open_tables
 from stackllama.data.bucket import Bucketing, Finished, finish
@@ -140,6 +142,7 @@ def _join(
         work, sites, settings.clustering, ledger=ledger, fractions=settings.fractions, buckets=gathered.buckets
     )
     tell(2, 2)
+    pa.default_memory_pool().release_unused()  # or Arrow keeps what the joins took beside the buckets
     return counts
 
 

@@ -8,10 +8,12 @@ Legend: N questions, numbered by site and id; E edges between them; M members of
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -147,14 +149,30 @@ def _groups(code_N: Numbers) -> Iterator[tuple[int, Numbers]]:
     yield from zip(codes.tolist(), np.split(order_N, starts[1:]), strict=False)
 
 
+class _Mapped:
+    """An array on disk of which parts are read; none of it stays in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._array = open_memmap(path, mode="r")
+        self.length = len(self._array)
+
+    def __getitem__(self, some: int | Numbers) -> NDArray[Any]:
+        """A copy of some of its rows."""
+        found = np.array(self._array[some])
+        pages: Any = self._array.base
+        if hasattr(mmap, "MADV_DONTNEED"):  # or the system counts what was read as memory of this process
+            pages.madvise(mmap.MADV_DONTNEED)
+        return found
+
+
 class _Stacked:
     """What the pieces left of their questions, one below the other, on disk."""
 
     def __init__(self, folder: Path) -> None:
         names = sorted(path.name.removesuffix(".signatures.npy") for path in folder.glob("*.signatures.npy"))
-        self._signatures = [open_memmap(folder / f"{name}.signatures.npy", mode="r") for name in names]
-        self._bands = [open_memmap(folder / f"{name}.bands.npy", mode="r") for name in names]
-        self._ends = np.cumsum([0, *(len(one) for one in self._signatures)])
+        self._signatures = [_Mapped(folder / f"{name}.signatures.npy") for name in names]
+        self._bands = [_Mapped(folder / f"{name}.bands.npy") for name in names]
+        self._ends = np.cumsum([0, *(one.length for one in self._signatures)])
         self._asked = [folder / f"{name}.asked" for name in names]
 
     def asked(self) -> Iterator[tuple[str, Numbers, Numbers]]:

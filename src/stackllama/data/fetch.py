@@ -19,10 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from stackllama.data.archive import MAGIC, check_archive
+from stackllama.data.archive import MAGIC
 from stackllama.data.listing import Archive
 from stackllama.data.part import ENDING, Origin, Part, open_part
 from stackllama.data.remote import PIECE, BrokenError, Patience, Tries, connect, pieces, size_of, validator_of
+from stackllama.data.seven_zip import check_archive
 from stackllama.errors import DumpError, RunError
 from stackllama.files import raise_if_full, readable_size
 
