@@ -149,18 +149,22 @@ def _groups(code_N: Numbers) -> Iterator[tuple[int, Numbers]]:
     yield from zip(codes.tolist(), np.split(order_N, starts[1:]), strict=False)
 
 
-class _Mapped:
-    """An array on disk of which parts are read; none of it stays in memory."""
+_LARGE = 1 << 26  # bytes of signatures that may be held
 
-    def __init__(self, path: Path) -> None:
+
+class _Mapped:
+    """An array on disk of which parts are read; of a large one none stays in memory."""
+
+    def __init__(self, path: Path, large: bool) -> None:
         self._array = open_memmap(path, mode="r")
+        self._large = large and hasattr(mmap, "MADV_DONTNEED")
         self.length = len(self._array)
 
     def __getitem__(self, some: int | Numbers) -> NDArray[Any]:
         """A copy of some of its rows."""
         found = np.array(self._array[some])
-        pages: Any = self._array.base
-        if hasattr(mmap, "MADV_DONTNEED"):  # or the system counts what was read as memory of this process
+        if self._large:  # or the system counts what was read as memory of this process
+            pages: Any = self._array.base
             pages.madvise(mmap.MADV_DONTNEED)
         return found
 
@@ -169,9 +173,11 @@ class _Stacked:
     """What the pieces left of their questions, one below the other, on disk."""
 
     def __init__(self, folder: Path) -> None:
-        names = sorted(path.name.removesuffix(".signatures.npy") for path in folder.glob("*.signatures.npy"))
-        self._signatures = [_Mapped(folder / f"{name}.signatures.npy") for name in names]
-        self._bands = [_Mapped(folder / f"{name}.bands.npy") for name in names]
+        paths = sorted(folder.glob("*.signatures.npy"))
+        names = [path.name.removesuffix(".signatures.npy") for path in paths]
+        large = sum(path.stat().st_size for path in paths) > _LARGE
+        self._signatures = [_Mapped(path, large) for path in paths]
+        self._bands = [_Mapped(folder / f"{name}.bands.npy", large) for name in names]
         self._ends = np.cumsum([0, *(one.length for one in self._signatures)])
         self._asked = [folder / f"{name}.asked" for name in names]
 
