@@ -32,16 +32,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stackllama.data import language
-from stackllama.data.archive import open_tables
-from stackllama.data.cleaning import ONLY_LINKS, Cleaning, clean_posts
-from stackllama.data.convert import Conversion, convert
-from stackllama.data.dump import ByteStream, rows
-from stackllama.data.language import write_sample
-from stackllama.data.parsing import parse_posts
-from stackllama.data.pieces import USUAL, Piece, Source
-from stackllama.data.prose import prose
-from stackllama.data.shuffle import POSTS
+from stackllama.data.building.convert import Conversion, convert
+from stackllama.data.building.shuffle import POSTS
+from stackllama.data.dump.archive import open_tables
+from stackllama.data.dump.parsing import parse_posts
+from stackllama.data.dump.pieces import USUAL, Piece, Source
+from stackllama.data.dump.rows import ByteStream, rows
+from stackllama.data.text import language
+from stackllama.data.text.cleaning import ONLY_LINKS, Cleaning, clean_posts
+from stackllama.data.text.language import write_sample
+from stackllama.data.text.prose import prose
 
 DEFAULT = Cleaning("break", "mask", "mask", "drop", "check")
 IDS = re.compile(rb'((?:^|\s)(?:Id|ParentId|AcceptedAnswerId))="(\d+)"')

@@ -75,9 +75,9 @@ def theirs(path: Path) -> dict[str, float]:
 
 def ours(path: Path, processes: int) -> dict[str, float]:
     """The whole data stage over a file, by step, with the recipe's defaults."""
-    from stackllama.data import build
-    from stackllama.data.dump import rows
-    from stackllama.data.gathering import Tell
+    from stackllama.data.building import build
+    from stackllama.data.building.gathering import Tell
+    from stackllama.data.dump.rows import rows
     from stackllama.data_settings import build_settings
     from stackllama.recipe_load import load_recipe
 
@@ -174,7 +174,7 @@ def memory(sites: Sequence[Path], folder: Path, sizes: tuple[int, int]) -> dict[
 
 
 def _embedded(folder: Path) -> list[Path]:
-    from stackllama.data.synthetic import write_dump
+    from stackllama.data.synthetic.community import write_dump
 
     write_dump(folder / "embedded", questions=4000, seed=0, fractions=FRACTIONS)
     return [folder / "embedded"]

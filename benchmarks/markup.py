@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the reader belon
 
 from tests.data.rendering import reader, shown
 
-from stackllama.data.archive import open_tables
-from stackllama.data.dump import rows
-from stackllama.data.markup import to_markdown
+from stackllama.data.dump.archive import open_tables
+from stackllama.data.dump.rows import rows
+from stackllama.data.text.markup import to_markdown
 
 Convert = Callable[[str], str]
 

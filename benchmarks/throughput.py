@@ -23,8 +23,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from stackllama.assembly import BF16_FEATURES
-from stackllama.data import build, store, synthetic
-from stackllama.data.preferences import PairRules
+from stackllama.data.building import build
+from stackllama.data.pairs.rules import PairRules
+from stackllama.data.store import store
+from stackllama.data.synthetic import community as synthetic
 from stackllama.environment import processor_features
 from stackllama.model.load import load_base
 from stackllama.model.roles import REFERENCE, LoRA, Trunk

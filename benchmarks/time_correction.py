@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stackllama.data.archive import open_tables
-from stackllama.data.gathering import gather
-from stackllama.data.joining import VOTES, join_bucket, read_joined
-from stackllama.data.keys import join_keys
-from stackllama.data.nesting import to_answers
-from stackllama.data.pairing import Answers, Pairs, choose
-from stackllama.data.pieces import Source
-from stackllama.data.preferences import PairRules
-from stackllama.data.votes import day_number
-from stackllama.data.workers import open_workers
+from stackllama.data.building.gathering import gather
+from stackllama.data.building.joining import VOTES, join_bucket, read_joined
+from stackllama.data.building.keys import join_keys
+from stackllama.data.building.workers import open_workers
+from stackllama.data.dump.archive import open_tables
+from stackllama.data.dump.pieces import Source
+from stackllama.data.pairs.nesting import to_answers
+from stackllama.data.pairs.pairing import Answers, Pairs, choose
+from stackllama.data.pairs.rules import PairRules
+from stackllama.data.pairs.votes import day_number
 
 Numbers = NDArray[np.int64]
 Lead = Callable[[Answers, Numbers, Numbers, Numbers], NDArray[Any]]

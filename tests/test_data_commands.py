@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stackllama.cli import main
-from stackllama.data import store
+from stackllama.data.store import store
 from tests.data.dumps import answer, question, site
 from tests.data.small_store import FIRST, write
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from stackllama.data.cleaning import Cleaning
-from stackllama.data.preferences import PairRules
+from stackllama.data.pairs.rules import PairRules
+from stackllama.data.text.cleaning import Cleaning
 from stackllama.data_settings import build_settings
 from stackllama.recipe import Recipe
 

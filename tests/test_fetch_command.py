@@ -12,8 +12,8 @@ import pytest
 from stackllama import data_commands
 from stackllama.arguments import parse
 from stackllama.cli import main
-from stackllama.data import listing as listing_module
-from stackllama.data.remote import Patience
+from stackllama.data.download import listing as listing_module
+from stackllama.data.download.remote import Patience
 from stackllama.files import readable_size
 from stackllama.recipe import PUBLIC_DUMP
 from stackllama.recipe_load import load_recipe

@@ -19,7 +19,7 @@ import torch
 from stackllama import stages
 from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
 from stackllama.cli import main
-from stackllama.data import store
+from stackllama.data.store import store
 from stackllama.errors import RunError
 from stackllama.recipe_load import load_recipe
 from stackllama.run import open_run, stage_outputs
@@ -221,7 +221,7 @@ def test_an_embedded_community_is_not_made_of_the_work_for_another(
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("data: {source: embedded, questions: 60}")
     with monkeypatch.context() as broken:
-        broken.setattr("stackllama.data.build._commit", lambda *given: 1 / 0)
+        broken.setattr("stackllama.data.building.build._commit", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["data", "mine.yaml", "--seed", "1"])
     for name in ("mine", "fresh"):

@@ -14,9 +14,10 @@ from typing import TypedDict, TypeVar
 
 import torch
 
-from stackllama.data import interchange_read, store
-from stackllama.data.archive import digest_dump
+from stackllama.data.dump.archive import digest_dump
+from stackllama.data.interchange import reading as interchange_read
 from stackllama.data.posts import Question
+from stackllama.data.store import store
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError
 from stackllama.files import digest_folder

@@ -16,11 +16,15 @@ from pathlib import Path
 
 import yaml
 
-from stackllama.data import baselines, build, census, interchange_write, listing, picking
-from stackllama.data import fetch as fetching
-from stackllama.data.opening import Opened, opened, store_at
-from stackllama.data.remote import Patience
-from stackllama.data.splits import EVAL
+from stackllama.data.building import build
+from stackllama.data.download import fetch as fetching
+from stackllama.data.download import listing
+from stackllama.data.download.remote import Patience
+from stackllama.data.interchange import writing as interchange_write
+from stackllama.data.pairs import baselines
+from stackllama.data.split.assigning import EVAL
+from stackllama.data.store import census, picking
+from stackllama.data.store.opening import Opened, opened, store_at
 from stackllama.data_settings import build_settings
 from stackllama.errors import DataError, RecipeError
 from stackllama.files import check_writable, readable_size

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stackllama.data.build import Settings
-from stackllama.data.cleaning import OFF, Cleaning
-from stackllama.data.clusters import Clustering
-from stackllama.data.interchange import frame
-from stackllama.data.preferences import PairRules
+from stackllama.data.building.build import Settings
+from stackllama.data.interchange.formats import frame
+from stackllama.data.pairs.rules import PairRules
+from stackllama.data.split.clusters import Clustering
+from stackllama.data.text.cleaning import OFF, Cleaning
 from stackllama.recipe import EMBEDDED, Recipe
 from stackllama.tokens.template import question_text, root_text
 

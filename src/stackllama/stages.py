@@ -38,7 +38,11 @@ from stackllama.assembly import (
     training_texts,
     weight_type,
 )
-from stackllama.data import baselines, build, language, store, synthetic
+from stackllama.data.building import build
+from stackllama.data.pairs import baselines
+from stackllama.data.store import store
+from stackllama.data.synthetic import community as synthetic
+from stackllama.data.text import language
 from stackllama.data_settings import build_settings
 from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies

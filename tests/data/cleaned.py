@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from stackllama.data.cleaning import Cleaning, clean_posts
-from stackllama.data.shuffle import POSTS
+from stackllama.data.building.shuffle import POSTS
+from stackllama.data.text.cleaning import Cleaning, clean_posts
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stackllama.data import store
 from stackllama.data.posts import Answer, Attribution, Pair, Question
+from stackllama.data.store import store
 
 
 def by(url: str, licence: str = "CC BY-SA 2.5") -> Attribution:

@@ -7,11 +7,10 @@ from itertools import groupby
 
 import pytest
 
-from stackllama.data.pairing import pair_questions
+from stackllama.data.pairs.rules import PairRules, answer_score, earlier_wins, longer_wins, pairs_by
 from stackllama.data.posts import Pair, Question
-from stackllama.data.preferences import PairRules, answer_score, earlier_wins, longer_wins, pairs_by
-from stackllama.data.reading import read_questions
 from tests.data.dumps import shared_dumps
+from tests.data.reading import pair_questions, read_questions
 
 NAMES = (
     "ai-2017/Posts.xml",

@@ -36,9 +36,12 @@ import pyarrow as pa
 import pytest
 from lxml import etree
 
-from stackllama.data import build, interchange_read, language, store
-from stackllama.data.archive import digest_dump
-from stackllama.data.build import Machine
+from stackllama.data.building import build
+from stackllama.data.building.build import Machine
+from stackllama.data.dump.archive import digest_dump
+from stackllama.data.interchange import reading as interchange_read
+from stackllama.data.store import store
+from stackllama.data.text import language
 from stackllama.errors import StackllamaError
 from tests.data.dumps import answer, question, site
 from tests.data.mutations import archives, markup, places, records, rows, watching
@@ -173,9 +176,9 @@ def tried(seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mut
         if seed % 20:
             patch.setattr("duckdb.connect", lambda **config: _database().cursor())
         if mutant.small:
-            patch.setattr("stackllama.data.gathering.piece_size", lambda total: 2000)
-            patch.setattr("stackllama.data.gathering.bucket_count", lambda total, piece: 3)
-            patch.setattr("stackllama.data.interchange_read.PIECE_BYTES", 1000)
+            patch.setattr("stackllama.data.building.gathering.piece_size", lambda total: 2000)
+            patch.setattr("stackllama.data.building.gathering.bucket_count", lambda total, piece: 3)
+            patch.setattr("stackllama.data.interchange.reading.PIECE_BYTES", 1000)
         outcome = run(mutant, scene)
     return mutant, outcome
 
@@ -301,7 +304,7 @@ def test_another_error_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch)
     dump = site(scene.given, [question(1), answer(2, 1, Score="0"), answer(3, 1, Score="9")])
     mutant = Mutant(0, "folder", given=[str(dump)])
     assert run(mutant, scene).what == "built"
-    monkeypatch.setattr("stackllama.data.gathering.convert", lambda *given: 1 / 0)
+    monkeypatch.setattr("stackllama.data.building.gathering.convert", lambda *given: 1 / 0)
     outcome = run(mutant, Scene(folder / "1"))
     assert (outcome.what, "ZeroDivisionError" in outcome.told) == (AT_FAULT, True)
 

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackllama.data.posts import Attribution, license_of
-from stackllama.data.reading import read_questions
 from stackllama.errors import DumpError, TruncatedDumpError
 from tests.data.dumps import answer, question, site, table
+from tests.data.reading import read_questions
 
 USERS = [{"Id": "7", "DisplayName": "Ada  Lovelace "}, {"Id": "-1", "DisplayName": "Community"}]
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from stackllama.data import build, store
-from stackllama.data.build import Machine, Settings
-from stackllama.data.clusters import Clustering
-from stackllama.data.dump import rows
-from stackllama.data.ledger import read_ledger
+from stackllama.data.building import build
+from stackllama.data.building.build import Machine, Settings
+from stackllama.data.dump.rows import rows
+from stackllama.data.pairs.rules import PairRules
 from stackllama.data.posts import Question
-from stackllama.data.preferences import PairRules
-from stackllama.data.splits import EVAL, SPLITS
+from stackllama.data.split.assigning import EVAL, SPLITS
+from stackllama.data.split.clusters import Clustering
+from stackllama.data.split.ledger import read_ledger
+from stackllama.data.store import store
 from tests.data.dumps import shared_dumps, table
 
 DAYS = ("2016-08-10", "2016-09-15", "2017-01-01", "2017-06-01", "9999")

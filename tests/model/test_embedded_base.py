@@ -8,7 +8,7 @@ from random import Random
 import torch
 
 import stackllama
-from stackllama.data.synthetic_world import FACTS, PLANTS, TOPICS
+from stackllama.data.synthetic.world import FACTS, PLANTS, TOPICS
 from stackllama.model.load import load_base
 from stackllama.model.probe import probe
 from stackllama.model.roles import REFERENCE, Trunk

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from stackllama.data.census import LENGTH_STARTS, VOTE_STARTS, Bin, Spread
+from stackllama.data.store.census import LENGTH_STARTS, VOTE_STARTS, Bin, Spread
 from stackllama.report.bars import histogram
 from stackllama.report.figures import INKS
 

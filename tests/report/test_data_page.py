@@ -12,11 +12,11 @@ import pytest
 from tests.data.small_store import FIRST, by, write
 from tests.report.test_tables import REPORT
 
-from stackllama.data import store
-from stackllama.data.census import take
-from stackllama.data.opening import Opened
-from stackllama.data.picking import Picked, sample
 from stackllama.data.posts import Question
+from stackllama.data.store import store
+from stackllama.data.store.census import take
+from stackllama.data.store.opening import Opened
+from stackllama.data.store.picking import Picked, sample
 from stackllama.errors import RunError
 from stackllama.report import data_page
 from stackllama.report.data_page import render, write_page

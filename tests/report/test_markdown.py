@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.dumps import shared_dumps
 
-from stackllama.data.dump import rows
-from stackllama.data.markup import to_markdown
+from stackllama.data.dump.rows import rows
+from stackllama.data.text.markup import to_markdown
 from stackllama.report.markdown import REL, to_html
 
 TAGS = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.data.small_store import FIRST, LONELY
 
-from stackllama.data.picking import Picked
+from stackllama.data.store.picking import Picked
 from stackllama.report.question import lines, marks
 
 

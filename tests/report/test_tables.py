@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.data.small_store import write
 
-from stackllama.data.census import Census, take
-from stackllama.data.opening import Opened
+from stackllama.data.store.census import Census, take
+from stackllama.data.store.opening import Opened
 from stackllama.report import tables
 from stackllama.report.tables import Table, lines
 

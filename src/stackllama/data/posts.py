@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stackllama.data.markup import rendered
+from stackllama.data.text.markup import rendered
 
 COMMUNITY = -1
 """The user id under which Stack Exchange files what nobody in particular owns."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stackllama.data.pairs.rules import earlier_wins, longer_wins
 from stackllama.data.posts import Pair, Question
-from stackllama.data.preferences import earlier_wins, longer_wins
 from stackllama.errors import DataError
 from stackllama.evaluate.statistics import Interval, interval, paired_difference, question_means, wins
 from stackllama.model.roles import Trunk

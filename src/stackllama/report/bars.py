@@ -8,7 +8,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from stackllama.data.census import Bin
+from stackllama.data.store.census import Bin
 from stackllama.report.figures import HEIGHT, INKS, MINUS, ROUND, STYLE, WIDTH, as_svg
 
 MOST_LABELS = 9

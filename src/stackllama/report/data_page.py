@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stackllama.data.baselines import SAMPLE, Row
-from stackllama.data.census import LENGTH_STARTS, SMALL_STARTS, VOTE_STARTS, Bin, Census
-from stackllama.data.opening import Opened
-from stackllama.data.picking import Picked
+from stackllama.data.pairs.baselines import SAMPLE, Row
 from stackllama.data.posts import Attribution
+from stackllama.data.store.census import LENGTH_STARTS, SMALL_STARTS, VOTE_STARTS, Bin, Census
+from stackllama.data.store.opening import Opened
+from stackllama.data.store.picking import Picked
 from stackllama.files import atomic_write_text
 from stackllama.report import tables
 from stackllama.report.bars import histogram

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stackllama.data.baselines import Row, is_row
+from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
 from stackllama.report import figures, tables
 from stackllama.report.figures import Interval

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stackllama.data.picking import Picked
 from stackllama.data.posts import Attribution, Pair, Question
+from stackllama.data.store.picking import Picked
 
 
 def lines(picked: Picked) -> Iterator[str]:

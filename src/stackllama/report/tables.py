@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from stackllama.data.baselines import Row
-from stackllama.data.census import QUANTILES, Census, Spread
-from stackllama.data.opening import DUMP, RUN, STORE, Opened, Report
-from stackllama.data.preferences import ALL_TIED
+from stackllama.data.pairs.baselines import Row
+from stackllama.data.pairs.rules import ALL_TIED
+from stackllama.data.store.census import QUANTILES, Census, Spread
+from stackllama.data.store.opening import DUMP, RUN, STORE, Opened, Report
 
 MOST_ROWS = 20
 """Sites that are shown; `data stats --json` has more of them."""

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from stackllama.data.pairs.rules import answer_score
 from stackllama.data.posts import Document, Pair, Question
-from stackllama.data.preferences import answer_score
 from stackllama.errors import DataError
 from stackllama.tokens.batches import Batch, RewardRow, SftRow, StepResult
 from stackllama.tokens.forest import Targets, Tree, branch_targets, last_tokens, plant, root_targets

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stackllama.data.build import Settings
-from stackllama.data.cleaning import Cleaning
-from stackllama.data.clusters import Clustering
-from stackllama.data.preferences import PairRules
+from stackllama.data.building.build import Settings
+from stackllama.data.pairs.rules import PairRules
+from stackllama.data.split.clusters import Clustering
+from stackllama.data.text.cleaning import Cleaning
 from tests.data.mutations import archives, markup, places, records, rows
 from tests.data.mutations.raw import RAW
 from tests.data.mutations.seven import written

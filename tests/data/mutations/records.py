@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stackllama.data.interchange import SCHEMAS
-from stackllama.data.splits import LEDGER, SPLITS
+from stackllama.data.interchange.formats import SCHEMAS
+from stackllama.data.split.assigning import LEDGER, SPLITS
 from tests.data.mutations.bodies import body, text
 
 Record = dict[str, Any]
