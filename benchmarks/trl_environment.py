@@ -25,7 +25,16 @@ def python_with_trl(release: str) -> Path:
         torch = version("torch").split("+")[0]
         print(f"making {folder} with TRL {release} and torch {torch}, once", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [python, "-m", "pip", "install", "-q", f"torch=={torch}", f"trl=={release}", f"peft=={version('peft')}"]
+        command = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            f"torch=={torch}",
+            f"trl=={release}",
+            f"peft=={version('peft')}",
+        ]
         subprocess.run([*map(str, command)], check=True)
         done.touch()
     return python

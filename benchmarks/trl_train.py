@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.seconds.append(time.perf_counter() - self._start)
 
-    def on_log(self, *given: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
@@ -131,7 +131,9 @@ def main() -> None:
             peft_config=config,
             callbacks=[clock],
         )
-    trainer.data_collator = counting = Counting(trainer.data_collator, "pairs" if job["stage"] == "reward" else "tokens")
+    trainer.data_collator = counting = Counting(
+        trainer.data_collator, "pairs" if job["stage"] == "reward" else "tokens"
+    )
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": clock.seconds, "work": counting.work, "losses": clock.losses, "peak": peak}))

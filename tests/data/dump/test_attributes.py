@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from xml.sax.saxutils import escape
 
 import pytest
@@ -199,3 +200,22 @@ def test_behind_a_block_for_a_parser_reading_goes_on_as_before(monkeypatch: pyte
     assert asked[0] is False
     assert len(asked) > 3
     assert all(asked[1:])
+
+
+def test_what_no_dump_has_between_values_is_left_to_a_parser() -> None:
+    """Or it would be remembered."""
+    near = b'<row Id="1" />\n<row Id="2" />'
+    gaps = [b" " * (number % 190) + b"\n" * (1 + number // 190) for number in range(1200)]
+    varied = b"".join(b'<row Id="1" />' + gap for gap in gaps)
+    for block in (near.replace(b"\n", b" " * 300), near + b" " * 300, varied):
+        assert read_plain(block) is None
+    assert read_plain(near) is not None
+
+
+def test_many_names_take_no_place_for_every_row() -> None:
+    block = b"".join(b'<row A%d="" />' % number for number in range(990)) + b'<row A="" />' * 100_000
+    tracemalloc.start()
+    assert read_plain(block) is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6

@@ -84,6 +84,7 @@ def test_what_belongs_to_a_question_is_not_read_from_an_answer() -> None:
         (question(1, Score="+1"), "post: no Score, or not a whole number"),
         (without(answer(2, 1), "ParentId"), "answer: no ParentId, or not a whole number"),
         (without(question(1), "CreationDate"), "post: no CreationDate, or not a date"),
+        (question(1, CreationDate=""), "post: no CreationDate, or not a date"),
         (question(1, CreationDate="2019-05-01"), "post: no CreationDate, or not a date"),
         (question(1, CreationDate="2019-05-01T10:00:00.000\n"), "post: no CreationDate, or not a date"),
         (question(1, Title="x" * 2001), "post: over 2000 signs in a field"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stackllama.data.dump.rows import rows
+from stackllama.data.dump.rows import LONGEST, rows
 from stackllama.errors import DumpError, TruncatedDumpError
 from tests.data.dumps import question, table
 from tests.data.mutations.watching import measuring
@@ -168,3 +168,60 @@ def test_a_long_name_of_an_encoding_is_told_in_short() -> None:
     with pytest.raises(DumpError) as told:
         read(table("Posts", FIVE).replace(b'"utf-8"', b'"' + b"x" * 5000 + b'"'))
     assert len(str(told.value)) < 200
+
+
+HEAD = b'<?xml version="1.0" encoding="utf-8"?>\n<posts>\n'
+
+
+@pytest.mark.parametrize("declaration", [b'encodIng="utf-8"', b'ENCODING="utf-8"', b'encoding="UTF-8" x="y"'])
+def test_a_declaration_that_xml_does_not_allow_is_damage(declaration: bytes) -> None:
+    with pytest.raises(DumpError):
+        read(b'<?xml version="1.0" ' + declaration + b'?>\n<posts>\n<row Id="1" />\n</posts>')
+    assert read(HEAD.replace(b"utf-8", b"UTF-8") + b'<row Id="1" />\n</posts>') == [{"Id": "1"}]
+
+
+@pytest.mark.parametrize("edge", [1 << 16, 1 << 18, (1 << 18) + (1 << 16)])
+def test_no_row_is_lost_behind_an_undeclared_entity(edge: int) -> None:
+    """The parser goes on after such an error, with the rows after its next chunk."""
+    content = HEAD.replace(b'"', b"'") + b'<row Id="1" Body="&nbsp;" />\n'
+    while edge - len(content) > 2000:
+        content += b'<row Id="2" Body="%s" />\n' % (b"x" * 900)
+    content += b" " * (edge - len(content)) + b'<row Id="3" />\n'
+    with pytest.raises(DumpError, match="nbsp"):
+        read(content)
+    with pytest.raises(DumpError, match="nbsp"):
+        read(content, allow_truncated=True)
+
+
+def test_a_row_counts_in_whatever_namespace() -> None:
+    inside = b'<row Id="1" />\n<row Id="2" />\n</posts>'
+    assert [row["Id"] for row in read(HEAD.replace(b"<posts>", b'<posts xmlns="u">') + inside)] == ["1", "2"]
+    strange = HEAD + b'<row Id="0" />' + inside.replace(b'Id="1"', b'xmlns="u" Id="1"')
+    assert [row["Id"] for row in read(strange)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("before", [0, 100, 1000, 2000, 3000])
+@pytest.mark.parametrize("odd", [b"", b"<!-- -->\n"])
+def test_a_row_that_is_too_long_is_refused_wherever_it_lies(before: int, odd: bytes) -> None:
+    usual = b'<row Id="1" Body="%s" />\n' % (b"x" * 990)
+    for size, fits in ((LONGEST - 300_000, True), (LONGEST + 1000, False), (5_500_000, False)):
+        long = b'<row Id="2" Body="%s" />\n' % (b"x" * size)
+        content = HEAD + usual * before + odd + long + usual * 3 + b"</posts>"
+        if fits:
+            assert len(read(content)) == before + 4
+        else:
+            with pytest.raises(DumpError, match="no complete row in 4194304 bytes"):
+                read(content)
+
+
+def test_a_row_in_a_comment_is_no_row() -> None:
+    comment = b'<!-- <row Id="2" /> -->\n'
+    for content in (
+        HEAD + b'<row Id="1" />\n' + comment + b'<row Id="3" />\n</posts>',
+        HEAD
+        + b'<row Id="1" />\n'
+        + comment.replace(b"/> -->", b'/>\n<row Id="4" /> -->')
+        + b'<row Id="3" />\n</posts>',
+        HEAD + comment + b'<row Id="1" />\n<row Id="3" />\n</posts>',
+    ):
+        assert [row["Id"] for row in read(content)] == ["1", "3"]

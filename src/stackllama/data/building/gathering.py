@@ -26,8 +26,9 @@ from stackllama.files import atomic_write_json, digest_json, read_json
 Tell = Callable[[int, int], None]
 """Is told what is done and the total."""
 
-LAYOUT = 1
-"""Goes up when what lies in the folder of work changes between versions, so that an older one is not gone on with."""
+LAYOUT = 2
+"""Goes up when what lies in the folder of work changes between versions, or how large its pieces are, so that an older
+one is not gone on with."""
 
 
 @dataclass(slots=True)
@@ -66,10 +67,10 @@ def gather(
     `tell` is told the bytes of the tables, decompressed. Raises DumpError where a dump cannot be used,
     TruncatedDumpError for one that is cut off (unless that is allowed), RunError where the disk is full.
     """
-    loading = language.load() if cleaning.language != OFF else None
     with ExitStack() as stack:
         records = {one.number: list(cut_records(one)) for one in sources if not one.site}
         tables = {one.number: stack.enter_context(open_tables(Path(one.path))) for one in sources if one.site}
+        loading = language.load() if cleaning.language != OFF else None
         total = sum(one.size(TABLES) for one in tables.values())
         total += sum(piece.stop - piece.start for pieces in records.values() for piece in pieces)
         size = piece_size(total)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 MOST_FIELDS = 200
@@ -29,7 +30,7 @@ _BETWEEN = re.compile(
 )
 _END = re.compile(r"[ \t\r\n]*/>[ \t\r\n]*")
 _NO_CHARACTERS = ("\ufffe".encode(), "\uffff".encode())  # UTF-8 can write them, XML forbids them
-_FIRST_BYTE = b"\xef"  # of both; one byte is looked for faster than three
+_THEIR_FIRST_BYTE = b"\xef"  # looked for first: one byte is found faster than three
 _PADDING = b" " * 8
 _QUOTE, _AND, _LESS, _SPACE, _TAB = b'"&< \t'
 
@@ -148,7 +149,7 @@ def _is_text(block: bytes) -> bool:
         whole.validate(full=True)  # 20 times as fast as to decode it
     except pa.ArrowInvalid:
         return False
-    return _FIRST_BYTE not in block or not any(sign in block for sign in _NO_CHARACTERS)
+    return _THEIR_FIRST_BYTE not in block or not any(sign in block for sign in _NO_CHARACTERS)
 
 
 def _resolve(byte_B: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -188,7 +189,9 @@ def _named(texts: pa.StringArray, begun: int, controls: int) -> Attributes | Non
     """
     encoded = texts.take(pa.array(np.arange(0, len(texts) - 1, 2))).dictionary_encode()
     last = texts[len(texts) - 1].as_py()
-    if len(encoded.dictionary) > _MOST_BETWEEN or not _END.fullmatch(last):
+    # Whose texts are remembered, so there are not many, and they are short.
+    longest = max(len(last), pc.max(pc.binary_length(encoded.dictionary)).as_py())
+    if len(encoded.dictionary) > _MOST_BETWEEN or longest > _LONGEST_BETWEEN or not _END.fullmatch(last):
         return None
     found = [_between(text) for text in encoded.dictionary.to_pylist()]
     known = [one for one in found if one is not None]
@@ -208,15 +211,15 @@ def _named(texts: pa.StringArray, begun: int, controls: int) -> Attributes | Non
     names = list(dict.fromkeys(one.name for one in known))
     name_V = np.array([names.index(one.name) for one in known])[code_V]
     row_V = np.cumsum(begins_V) - 1
-    twice = np.bincount(row_V * len(names) + name_V).max() > 1
-    if twice or np.bincount(row_V).max() > MOST_FIELDS:
+    field_V = np.sort(row_V * len(names) + name_V, kind="stable")  # which are nearly sorted
+    if (field_V[1:] == field_V[:-1]).any() or np.bincount(row_V).max() > MOST_FIELDS:
         return None
     return Attributes(begun, names, row_V, name_V, np.arange(1, len(texts), 2), texts)
 
 
 @lru_cache(maxsize=_MOST_BETWEEN)
 def _between(text: str) -> _Between | None:
-    match = _BETWEEN.fullmatch(text) if len(text) <= _LONGEST_BETWEEN else None
+    match = _BETWEEN.fullmatch(text)
     if match is None or match["name"] == "xmlns":  # which names a namespace
         return None
     return _Between(match["name"], bool(match["ends"]), bool(match["begins"]), _controls(text))

@@ -70,7 +70,8 @@ class _Judgement:
 def parse_posts(given: Attributes, site: str, dropped: Counter[str]) -> pa.Table:
     """The questions and answers among rows of Posts, in the schema `shuffle.POSTS`."""
     judgement = _Judgement(given.rows, dropped)
-    kind, asks_N = given.column("PostTypeId"), _is(given.column("PostTypeId"), "1")
+    kind = given.column("PostTypeId")
+    asks_N = _is(kind, "1")
     _drop_other_kinds(kind, asks_N | _is(kind, "2"), judgement)
     number, votes, parent = (_whole(given.column(name)) for name in ("Id", "Score", "ParentId"))
     judgement.drop(_null(number) | _holds(pc.less(number, 1)), "post: no Id, or not a whole number")
@@ -171,7 +172,7 @@ def _moments(column: pa.Array) -> pa.Array:
     usual = pc.match_substring_regex(column, _USUAL_DATE)
     if pc.all(usual, skip_nulls=False).as_py():
         return column
-    return pa.array([one and _moment(one) for one in column.to_pylist()], pa.string())
+    return pa.array([None if one is None else _moment(one) for one in column.to_pylist()], pa.string())
 
 
 def _moment(date: str) -> str | None:

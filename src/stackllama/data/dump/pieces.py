@@ -84,7 +84,8 @@ class Piece:
 
 def piece_size(total: int) -> int:
     """Bytes of a piece of dumps that have `total` bytes together: of a small one there are 8 pieces, of a large one a
-    multiple of 8, so that as many workers as usual are done at one time, and of a huge one `MOST`.
+    multiple of 8 (which a usual number of workers divides, so that none is left with the last one), and of a huge one
+    `MOST`.
     """
     count = min(MOST, 8 * -(-total // (8 * USUAL)))
     return max(SMALLEST, -(-total // max(1, count)))

@@ -1,7 +1,7 @@
 """The rows of one table of a dump, as they stream by.
 
 A table is XML with one `<row .../>` a line under a root that has the table's name. Dumps are big and come from
-strangers, so: memory holds a few rows at a time; nothing is ever resolved (a DOCTYPE that only points to an external
+strangers, so: memory holds some blocks of 2 MB; nothing is ever resolved (a DOCTYPE that only points to an external
 file is blanked out before the parser sees it, any other DOCTYPE is refused, so no entity can be declared); only UTF-8
 is read, so nothing can hide behind another encoding; a row of more than 4 MB is refused, and so is anything as long
 between two rows (the longest row of Stack Exchange has some 100 kB).
@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from lxml import etree
@@ -30,9 +31,10 @@ _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s/>]")
 _ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)["']""")
 _DOCTYPE = re.compile(rb"""<!DOCTYPE\s+[\w.:-]+(?:\s+(?:SYSTEM|PUBLIC)(?:\s+(?:"[^"]*"|'[^']*')){1,2})?\s*>""")
 _PLAIN_PROLOG = re.compile(
-    rb'(?:\xef\xbb\xbf)?<\?xml version="1\.0"(?: encoding="utf-8")?\?>[ \t\r\n]*<[A-Za-z]+>[ \t\r\n]*', re.IGNORECASE
+    rb'(?:\xef\xbb\xbf)?<\?xml version="1\.0"(?: encoding="(?i:utf-8)")?\?>[ \t\r\n]*<[A-Za-z]+>[ \t\r\n]*'
 )
-_POSITION = re.compile(r", line \d+, column \d+.*", re.DOTALL)  # within what the parser saw, so it says nothing
+# Within what the parser saw, so it says nothing.
+_POSITION = re.compile(r", line \d+, column \d+.*| line \d+", re.DOTALL)
 _ROW = re.compile(rb"""<row(?:[^>"']|"[^"]*"|'[^']*')*+>(?:(?<!/>)\s*</row\s*>)?""")
 
 
@@ -111,6 +113,8 @@ class RowReader:
         while more and len(self._ahead) <= LONGEST:
             more = self._fill()
             stop = self._ahead.rfind(b"<row")
+            if self._ahead.find(b"<row", 1) > LONGEST:  # of no other row of a block so much was read
+                break
             if stop > 0:
                 block = self._ahead[:stop]
                 lot = read_plain(block)
@@ -168,25 +172,15 @@ class RowReader:
             remove_comments=True,
             remove_pis=True,
         )
-        if prolog:
-            parser.feed(prolog)
+        failure = self._feed(parser, prolog) if prolog else None
         chunk = self._read()
-        failure: str | None = None
         while failure is None:
-            try:
-                if chunk:
-                    parser.feed(chunk)
-                else:
-                    if not self._place.last:
-                        parser.feed(self._root(b"</"))
-                    parser.close()
-            except etree.XMLSyntaxError as error:
-                failure = _POSITION.sub("", str(error))
+            failure = self._feed(parser, chunk)
             last: etree._Element | None = None
             found: list[dict[str, str]] = []
             for _, element in parser.read_events():
                 assert isinstance(element, etree._Element)
-                if element.tag == "row":
+                if element.tag.rpartition("}")[2] == "row":  # in whatever namespace
                     self.complete += 1
                     self._check_fields(len(element.attrib))
                     found.append(dict(element.attrib))  # type: ignore[arg-type]  # bytes only in Python 2
@@ -202,6 +196,21 @@ class RowReader:
                 chunk = self._read()
         if failure is not None:
             self._explain(failure, head)
+
+    def _feed(self, parser: etree.XMLPullParser, chunk: bytes) -> str | None:
+        """Gives a parser a chunk, or the end where there is none; what is wrong with it, if anything is."""
+        try:
+            if chunk:
+                parser.feed(chunk)
+            else:
+                if not self._place.last:
+                    parser.feed(self._root(b"</"))
+                parser.close()
+        except etree.XMLSyntaxError as error:
+            return _POSITION.sub("", str(error))
+        # It goes on after an entity that nobody declared, but forgets rows.
+        errors = parser.feed_error_log.filter_from_errors()
+        return _POSITION.sub("", errors[0].message) if errors else None
 
     def _check_fields(self, count: int) -> None:
         if count > MOST_FIELDS:  # lxml looks for each of them from the first one on
@@ -245,8 +254,7 @@ class RowReader:
                 if doctype is None:
                     raise DumpError(
                         f"{name} has a DOCTYPE with declarations of its own; entities are never resolved, and no "
-                        f"dump needs "
-                        "them: remove the DOCTYPE if you trust the file"
+                        "dump needs them: remove the DOCTYPE if you trust the file"
                     )
                 head = head[:position] + b" " * len(doctype[0]) + head[doctype.end() :]
             else:
@@ -255,8 +263,7 @@ class RowReader:
         if root is None or root[1].decode("latin-1").lower() != self.table.lower():
             raise DumpError(
                 f"{name} is not a table of a Stack Exchange dump: its root should be <{self.table.lower()}>, but it "
-                f"goes "
-                f"{head[position : position + 40]!r}"
+                f"goes {head[position : position + 40]!r}"
             )
         return head
 
@@ -266,6 +273,8 @@ class RowReader:
         A `<` inside an attribute is always escaped, so `<row` in the bytes is the beginning of a row.
         """
         kept = self._kept + chunk
+        if len(kept) > LONGEST:
+            self._refuse_endless(kept)
         wanted = self.complete - 1  # the number of the last complete row
         if wanted >= self._rows_before:
             start = len(kept)
@@ -275,12 +284,16 @@ class RowReader:
                 self._kept_at += start
                 self._rows_before = wanted
                 kept = kept[start:]
-        if len(kept) > LONGEST:
-            raise DumpError(
-                f"{self.table}.xml has no complete row in {LONGEST} bytes after byte {self._kept_at}; it is no "
-                f"table of a dump"
-            )
         self._kept = kept
+
+    def _refuse_endless(self, kept: bytes) -> None:
+        edges = [0, *(match.start() for match in re.finditer(b"<row", kept)), len(kept)]
+        for start, stop in pairwise(edges):
+            if stop - start > LONGEST:
+                raise DumpError(
+                    f"{self.table}.xml has no complete row in {LONGEST} bytes after byte {self._kept_at + start}; it "
+                    "is no table of a dump"
+                )
 
     def _explain(self, reason: str, head: bytes) -> None:
         """Tells a cut table (nothing more comes after the break) from a damaged one, and says so or raises."""

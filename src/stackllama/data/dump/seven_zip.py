@@ -115,8 +115,7 @@ def _told(path: Path) -> Iterator[None]:
     except Exception as error:
         raise DumpError(
             f"{path} cannot be read as a .7z archive ({type(error).__name__}: {error}); it is cut off or damaged: a "
-            f".7z has "
-            "its table of contents at its end, so get it again"
+            ".7z has its table of contents at its end, so get it again"
         ) from error
 
 
@@ -192,8 +191,7 @@ def _checked_members(path: Path, archive: py7zr.SevenZipFile, wanted: str) -> di
     if claimed > SMALL and claimed > MAX_RATIO * packed:
         raise DumpError(
             f"{path} claims {claimed} bytes in {packed} packed ones, over {MAX_RATIO} to 1: a decompression bomb; if "
-            f"you trust "
-            "it, unpack it yourself and give the folder"
+            "you trust it, unpack it yourself and give the folder"
         )
     if wanted.lower() not in members:
         found = ", ".join(name[:60] for name, _, _ in entries[:8]) or "nothing"

@@ -5,14 +5,15 @@ taken however the dump is cut. Every language in which a tenth of them is writte
 about Russian, questions are asked in Russian and in English. A post is in another language only where that is clear:
 its prose is long enough and the detector is certain.
 
-The detector is py3langid (naive Bayes over byte n-grams, 4.6 MB, no download), loaded when it is first asked: 0.7 s and
-106 MB. See docs/cleaning.md for the choice.
+The detector is py3langid (naive Bayes over byte n-grams, 4.6 MB, no download), loaded beside the first pieces: 0.7 s
+and 106 MB. See docs/cleaning.md for the choice.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -43,8 +44,13 @@ Report = dict[str, Any]
 
 
 def load() -> Thread:
-    """Begin to load the detector beside other work; who asks it waits for the thread first."""
-    thread = Thread(target=_detector, name="stackllama-language", daemon=True)
+    """Begin to load the detector beside other work; who asks it waits for the thread first, and is told what fails."""
+
+    def work() -> None:
+        with suppress(Exception):  # whoever asks tries again, and hears of it
+            _detector()
+
+    thread = Thread(target=work, name="stackllama-language", daemon=True)
     thread.start()
     return thread
 
