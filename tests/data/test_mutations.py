@@ -15,6 +15,7 @@ stand beside the input (`mutations/watching.py`).
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import queue
 import shutil
@@ -165,7 +166,10 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded() -> None:
-    """What a process loads once, whatever it reads: the model of languages, which unpacks itself to a nameless file."""
+    """What a process loads once, whatever it reads: the model of languages, which unpacks itself to a nameless file,
+    and the reader of .7z, which asks the system what it is.
+    """
+    importlib.import_module("stackllama.data.dump.seven_zip")
     assert language.detect(" ".join(["These are some words of English, and there are enough of them."] * 20)) == "en"
 
 
@@ -176,7 +180,7 @@ def tried(seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mut
         if seed % 20:
             patch.setattr("duckdb.connect", lambda **config: _database().cursor())
         if mutant.small:
-            patch.setattr("stackllama.data.building.gathering.piece_size", lambda total: 2000)
+            patch.setattr("stackllama.data.building.gathering.piece_size", lambda total: max(2000, total // 50))
             patch.setattr("stackllama.data.building.gathering.bucket_count", lambda total, piece: 3)
             patch.setattr("stackllama.data.interchange.reading.PIECE_BYTES", 1000)
         outcome = run(mutant, scene)
