@@ -1,0 +1,167 @@
+"""Our side of benchmarks/train.py: the loop, the sources and the roles of every run, on a job's token ids.
+
+    python ours_train.py JOB.json [--profile]
+
+The last line is one JSON object, as trl_train.py prints it, and the machine's rate of matrix products on the model's
+own shapes beside it. `--profile` prints what the processor did in the timed steps, by operator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from stackllama.model.folder import load_model
+from stackllama.model.roles import LoRA, Trunk
+from stackllama.objectives import reward
+from stackllama.objectives.base import Objective
+from stackllama.objectives.sft import SftObjective
+from stackllama.tokens.batches import Source, StepResult
+from stackllama.tokens.forest import Tree
+from stackllama.tokens.sources import PairedTree, reward_source, sft_source
+from stackllama.train.guard import Guard
+from stackllama.train.loop import Loop, Settings
+from stackllama.train.metrics import JsonlLog
+from stackllama.train.optim import make_optimizer
+
+
+class Watched:
+    """A source that notes what each step trains on; it yields the items in their order, so many a step."""
+
+    def __init__(self, source: Source[Any], steps: int) -> None:
+        self.total_work, self.unit = source.total_work, source.unit
+        self._source, self._left = source, steps
+        self.work: list[float] = []
+
+    def next(self) -> Any:
+        batch = self._source.next() if self._left else None
+        self._left -= 1
+        if batch is not None:
+            pairs = sum(len(row.better_P) for row in batch.rows if hasattr(row, "better_P"))
+            self.work.append(pairs or batch.work)
+        return batch
+
+    def observe(self, result: StepResult) -> None:
+        self._source.observe(result)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._source.load_state_dict(state)
+
+
+def source(job: dict[str, Any]) -> Source[Any]:
+    """The job's items, in their order where that is asked for, and else in an order of our own."""
+    common = {"row_tokens": job["row_tokens"], "epochs": 100, "max_steps": job["steps"] + 1, "seed": 0}
+    if job["stage"] == "sft":
+        trees = [Tree(tuple(ids), (), key) for key, ids in enumerate(job["documents"])]
+        return sft_source(trees, everything=True, tokens_per_step=job["tokens_per_step"], **common)
+    paired = [
+        PairedTree(
+            Tree(tuple(one["root"]), tuple(map(tuple, one["branches"])), key),
+            tuple((better, worse) for better, worse in one["pairs"]),
+            (0.0,) * len(one["pairs"]),
+            tuple(range(len(one["branches"]))),
+            1 / len(one["pairs"]),
+            1.0,
+        )
+        for key, one in enumerate(job["questions"])
+    ]
+    return reward_source(paired, questions_per_step=job["questions_per_step"], **common)
+
+
+def matrix_rate(model: nn.Module, tokens: int, dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products of the model's own shapes with so many tokens: forward and backward to the input, each
+    shape as often as it occurs.
+    """
+    shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    flops = seconds = 0.0
+    for out_features, in_features in sorted(set(map(tuple, shapes))):
+        weight = torch.randn(out_features, in_features).to(dtype)
+        hidden, grad = torch.randn(tokens, in_features).to(dtype), torch.randn(tokens, out_features).to(dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.nn.functional.linear(hidden, weight)
+            torch.mm(grad, weight)
+            times.append(time.perf_counter() - start)
+        count = sum(tuple(shape) == (out_features, in_features) for shape in shapes)
+        flops += count * 4 * tokens * out_features * in_features
+        seconds += count * min(times[1:])
+    return flops / seconds
+
+
+def trunk_for(job: dict[str, Any], role: str) -> Trunk:
+    """The job's model with the role that is trained."""
+    precision = torch.bfloat16 if job["bf16"] else torch.float32
+    base = load_model(Path(job["model"]), precision if job["lora"] else torch.float32, attention="forest")
+    trunk = Trunk(base.model, precision=precision)
+    if job["lora"]:
+        lora = job["lora"]
+        trunk.add_adapter(role, LoRA(lora["rank"], lora["alpha"], 0.0, tuple(lora["targets"])), seed=0)
+    elif job["stage"] == "sft":
+        trunk.train_in_place(role)
+    else:
+        trunk.add_copy(role)
+    if job["stage"] == "reward":
+        trunk.add_head(role, reward.HEAD, spread=0.02, seed=0)
+    return trunk
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    torch.set_num_threads(job["threads"])
+    role = "sft" if job["stage"] == "sft" else "reward"
+    trunk = trunk_for(job, role)
+    objective: Objective[Any] = SftObjective() if job["stage"] == "sft" else reward.RewardObjective(role)
+    watched = Watched(source(job), job["steps"])
+    ends = [time.perf_counter()]
+    losses: list[float] = []
+
+    def after(result: StepResult) -> None:
+        ends.append(time.perf_counter())
+        losses.append(result.loss)
+
+    with tempfile.TemporaryDirectory() as name:
+        loop = Loop(
+            trunk=trunk,
+            objective=objective,
+            source=watched,
+            optimizer=make_optimizer(trunk.trainable(role), learning_rate=job["learning_rate"]),
+            learning_rate=lambda _: job["learning_rate"],
+            guard=Guard(None),
+            settings=Settings(1.0, 10**9, 1),
+            folder=Path(name) / "checkpoints",
+            log=JsonlLog(Path(name) / "metrics.jsonl"),
+            title=job["stage"],
+            after_step=[after],
+        )
+        if "--profile" in sys.argv:
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                loop.run()
+            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=50))
+        else:
+            loop.run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = [end - start for start, end in pairwise(ends)]
+    rate = matrix_rate(trunk.model, job["tokens_per_step"], torch.bfloat16 if job["bf16"] else torch.float32)
+    print(json.dumps({"seconds": seconds, "work": watched.work, "losses": losses, "peak": peak, "matrix_rate": rate}))
+
+
+if __name__ == "__main__":
+    main()
