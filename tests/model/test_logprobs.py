@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stackllama.model import logprobs
-from stackllama.model.logprobs import token_entropies, token_logprobs
+from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -29,6 +29,30 @@ def test_values_and_gradients_agree_with_log_softmax_whatever_the_chunk(
     assert torch.allclose(ours, theirs, atol=1e-6)
     for one, two in zip(ours_grad, theirs_grad, strict=True):
         assert (one - two).norm() <= 1e-6 * two.norm()
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_sum_and_a_frozen_matrix_have_the_same_gradients(
+    softcap: float | None, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * 11)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, generator=draw, requires_grad=True) for n in (7, 11))
+    label, upstream = torch.randint(11, (7,), generator=draw), torch.randn(7, generator=draw)
+    expected = token_logprobs(hidden, weight, label, softcap=softcap)
+    weight = weight if trained else weight.detach()
+    inputs = (hidden, weight) if trained else (hidden,)
+    total = summed_logprobs(hidden, weight, label, softcap=softcap)
+    assert float(total.detach()) == pytest.approx(float(expected.detach().sum()), rel=1e-6)
+    wanted = torch.autograd.grad(3 * expected.sum(), (hidden,) if not trained else inputs, retain_graph=True)
+    for one, two in zip(torch.autograd.grad(3 * total, inputs), wanted, strict=True):
+        assert (one - two).norm() <= 1e-6 * two.norm()
+    (one,) = torch.autograd.grad(
+        (token_logprobs(hidden, weight.detach(), label, softcap=softcap) * upstream).sum(), hidden
+    )
+    (two,) = torch.autograd.grad((expected * upstream).sum(), hidden)
+    assert (one - two).norm() <= 1e-6 * two.norm()
 
 
 def test_a_uniform_distribution_worked_by_hand() -> None:

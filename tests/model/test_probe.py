@@ -32,7 +32,7 @@ def test_a_model_that_scales_its_logits_is_caught() -> None:
 
 
 def test_a_model_whose_attention_ignores_the_forest_is_caught() -> None:
-    model = tiny_model()
+    model = tiny_model("qwen3")
     model.set_attn_implementation("eager")
-    with pytest.raises(ModelError, match="LlamaForCausalLM does not give packed sequences"):
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM does not give packed sequences"):
         probe(model)

@@ -13,6 +13,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -31,6 +32,7 @@ _SHAPE = {
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=True),
     "mistral": MistralConfig(**_SHAPE, sliding_window=5),
+    "qwen2": Qwen2Config(**_SHAPE, use_sliding_window=True, sliding_window=5, max_window_layers=1),
     "qwen3": Qwen3Config(**_SHAPE, head_dim=16),
     "gemma2": Gemma2Config(
         **_SHAPE,

@@ -22,6 +22,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -30,9 +31,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stackllama.errors import ModelError
-from stackllama.model.attention import KeyValueCache, plan_attention
+from stackllama.model import llama
+from stackllama.model.attention import ForestPlan, KeyValueCache, plan_attention
 from stackllama.model.heads import ScalarHead
-from stackllama.model.logprobs import token_entropies, token_logprobs
+from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
 from stackllama.tokens.forest import Forest, Targets
 
 REFERENCE = "reference"
@@ -60,18 +62,24 @@ class Role:
 
     def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
-        return self._forward(
-            forest.tokens_T[None], forest.positions_T[None], forest_plan=plan_attention(forest), key_value_cache=cache
-        )[0]
+        return self._forward(forest.tokens_T[None], forest.positions_T[None], plan_attention(forest), cache)[0]
 
     def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states (R, D) of one new token for each of R cached sequences."""
-        return self._forward(tokens_R[:, None], positions_R[:, None], forest_plan=None, key_value_cache=cache)[:, 0]
+        return self._forward(tokens_R[:, None], positions_R[:, None], None, cache)[:, 0]
 
-    def _forward(self, tokens: Tensor, positions: Tensor, **attention: object) -> Tensor:
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, plan: ForestPlan | None, cache: KeyValueCache | None
+    ) -> Tensor:
         decoder = self._model.base_model
-        output = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **attention)
-        hidden: Tensor = output.last_hidden_state
+        if llama.reads(decoder):
+            precision = self._trunk.precision
+            hidden = llama.hidden_states(decoder, tokens, positions, precision=precision, plan=plan, cache=cache)
+        else:
+            output = decoder(
+                input_ids=tokens, position_ids=positions, use_cache=False, forest_plan=plan, key_value_cache=cache
+            )
+            hidden = cast("Tensor", output.last_hidden_state)
         if hidden.requires_grad:
             hidden.register_hook(self._trunk.backward_check(self.name))
         return hidden
@@ -79,6 +87,12 @@ class Role:
     def logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """Log-probabilities (N,) in nats, fp32, of the scored tokens."""
         return self.label_logprobs(hidden_TD[targets.predictor_N], targets.label_N)
+
+    def summed_logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
+        """The sum (), in nats, fp32, of the log-probabilities of the scored tokens."""
+        weight_VD = self._output_matrix()
+        hidden_ND = hidden_TD[targets.predictor_N].to(weight_VD.dtype)
+        return summed_logprobs(hidden_ND, weight_VD, targets.label_N, softcap=self._softcap)
 
     def label_logprobs(self, hidden_ND: Tensor, label_N: Tensor) -> Tensor:
         """Log-probabilities (N,) of one label for each hidden state."""
@@ -204,7 +218,7 @@ class Trunk:
             self._switch(role)
         model.train(training)
         for _, layer in _lora_layers(model):
-            for frozen in self.frozen:  # what is not trained is not dropped from either
+            for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
                 layer.lora_dropout[frozen].eval()
         self.heads.train(training)
         # On whether training or not: autocast keeps its cast copies of weights that require gradients, and casts others

@@ -22,5 +22,4 @@ class SftObjective:
 
     def __call__(self, role: Role, row: SftRow) -> Sums:
         """The row's summed negative log-likelihood in nats."""
-        logprob_N = role.logprobs(role.hidden(row.forest), row.targets)
-        return Sums({"loss": -logprob_N.sum()}, {})
+        return Sums({"loss": -role.summed_logprobs(role.hidden(row.forest), row.targets)}, {})

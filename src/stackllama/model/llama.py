@@ -1,0 +1,137 @@
+"""The forward of Llama-shaped decoders, with fewer passes over memory and fewer kept tensors than transformers' own.
+
+The weights, the adapters and the configuration stay where transformers and peft have them; only the way through them is
+ours (`fused.py`). Decoders of another shape go through their own forward, more slowly; the probe and the tests hold
+both ways together.
+
+Legend: R sequences of S tokens, N = R S, D hidden size, H heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from stackllama.model.attention import ForestPlan, KeyValueCache, forest_attention
+from stackllama.model.fused import Gated, Given, Layer, Made, Normed, linears, made_input, rotated
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+"""Model types whose layers are: norm, attention with rotary positions, norm, gated feed-forward; each added to the
+residual stream as it is.
+"""
+
+
+def reads(decoder: PreTrainedModel) -> bool:
+    """Whether this forward is that of the decoder."""
+    config = decoder.config
+    plain = config.model_type in FAMILIES and config.hidden_act == "silu"
+    return plain and getattr(config, "pretraining_tp", 1) == 1
+
+
+def hidden_states(
+    decoder: Any,
+    tokens_RS: Tensor,
+    positions_RS: Tensor,
+    *,
+    precision: torch.dtype,
+    plan: ForestPlan | None,
+    cache: KeyValueCache | None,
+) -> Tensor:
+    """Final hidden states (R, S, D); `precision` is that of the matrix products. `plan` and `cache` as in attention."""
+    hidden_RSD = decoder.embed_tokens(tokens_RS)
+    # What turns queries and keys: worked out in fp32, used in the precision that these have.
+    cos_RSE, sin_RSE = decoder.rotary_emb(hidden_RSD.to(precision), position_ids=positions_RS)
+    turn = (cos_RSE.flatten(0, 1), sin_RSE.flatten(0, 1))
+    for layer in decoder.layers:
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            hidden_RSD = checkpoint(_layer, layer, hidden_RSD, turn, precision, plan, cache, use_reentrant=False)
+        else:
+            hidden_RSD = _layer(layer, hidden_RSD, turn, precision, plan, cache)
+    final: Tensor = decoder.norm(hidden_RSD)
+    return final
+
+
+def _layer(
+    layer: Any,
+    hidden_RSD: Tensor,
+    turn: tuple[Tensor, Tensor],
+    precision: torch.dtype,
+    plan: ForestPlan | None,
+    cache: KeyValueCache | None,
+) -> Tensor:
+    shape = hidden_RSD.shape
+    attention, feed = layer.self_attn, layer.mlp
+    hidden_ND = hidden_RSD.flatten(0, 1)
+    normed = _normed(hidden_ND, layer.input_layernorm, precision)
+    heads = (
+        one.view(len(one), -1, attention.head_dim)
+        for one in _through(normed, precision, attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key, value = heads
+    query, key, value = (
+        one.unflatten(0, shape[:2]).transpose(1, 2) for one in (rotated(query, *turn), rotated(key, *turn), value)
+    )
+    attended, _ = forest_attention(
+        attention,
+        query,
+        key,
+        value,
+        None,
+        scaling=attention.scaling,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        forest_plan=plan,
+        key_value_cache=cache,
+        sliding_window=_window(attention),
+    )
+    (mixed_ND,) = _through(Given((attended.reshape(len(hidden_ND), -1),)), precision, attention.o_proj)
+    hidden_ND = hidden_ND + mixed_ND
+    normed = _normed(hidden_ND, layer.post_attention_layernorm, precision)
+    gate_NF, up_NF = _through(normed, precision, feed.gate_proj, feed.up_proj)
+    (fed_ND,) = _through(Gated((gate_NF, up_NF)), precision, feed.down_proj)
+    return (hidden_ND + fed_ND).view(shape)
+
+
+def _window(attention: Any) -> int | None:
+    # Some families have it by layer, others for all of them.
+    place = attention if hasattr(attention, "sliding_window") else attention.config
+    window: int | None = getattr(place, "sliding_window", None)
+    return window
+
+
+def _normed(hidden_ND: Tensor, norm: Any, precision: torch.dtype) -> Normed:
+    return Normed((hidden_ND, norm.weight), norm.variance_epsilon, precision)
+
+
+def _through(made: Made, precision: torch.dtype, *modules: nn.Module) -> tuple[Tensor, ...]:
+    """The outputs of linear modules, those of peft's with the adapters that are switched on."""
+    if any(_drops(module) for module in modules):  # every adapter sees another input then: peft's own way
+        input_ND = made_input(made)
+        return tuple(module(input_ND) for module in modules)
+    return linears(made, [_layer_of(module, precision) for module in modules])
+
+
+def _active(module: nn.Module) -> list[str]:
+    if not isinstance(module, LoraLayer) or module.disable_adapters:
+        return []
+    return [name for name in module.active_adapters if name in module.lora_A]
+
+
+def _drops(module: Any) -> bool:
+    dropouts = (module.lora_dropout[name] for name in _active(module))
+    return any(isinstance(one, nn.Dropout) and one.p > 0 and one.training for one in dropouts)
+
+
+def _layer_of(module: Any, precision: torch.dtype) -> Layer:
+    base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    weight, bias = base.weight.to(precision), None if base.bias is None else base.bias.to(precision)
+    names = _active(module)
+    if not names:
+        return Layer(weight, bias)
+    up_OR = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in names], dim=1)
+    down_RD = torch.cat([module.lora_A[name].weight for name in names])
+    return Layer(weight, bias, up_OR.to(precision), down_RD.to(precision))
