@@ -122,7 +122,8 @@ def _parts(rows: list[dict[str, Any]]) -> list[Question]:
     for row in rows:
         if row["answers"]:
             answer = Answer(accepted=row["id"] in accepted, length=row["length"], **_shared(row))
-            answers[answer.id] = max(answers.get(answer.id, answer), answer, key=repr)
+            there = answers.get(answer.id)
+            answers[answer.id] = answer if there is None else max(there, answer, key=repr)
     place = {number: at for at, number in enumerate(answers)}
     return [
         Question(

@@ -102,7 +102,8 @@ def merge(parts: Sequence[Question]) -> Question:
     head = max((replace(part, answers=(), pairs=()) for part in parts), key=repr)
     answers: dict[str, Answer] = {}
     for answer in (answer for part in parts for answer in part.answers):
-        answers[answer.text] = max(answers.get(answer.text, answer), answer, key=repr)
+        there = answers.get(answer.text)
+        answers[answer.text] = answer if there is None else max(there, answer, key=repr)
     pairs = {(part.answers[pair.better].text, part.answers[pair.worse].text) for part in parts for pair in part.pairs}
     return _with_pairs(head, answers, pairs)
 
