@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stackllama.model.attention import forest_attention, plan_attention
+from stackllama.model.attention import forest_attention
+from stackllama.model.blocks import plan_blocks
 from stackllama.tokens.forest import Forest, Segment, Tree, plant
 from tests.model.tiny import CONFIGS, random_trees, tiny_model
 
@@ -16,7 +17,7 @@ def packed_hidden(model: PreTrainedModel, forest: Forest) -> Tensor:
     output = model.base_model(
         input_ids=forest.tokens_T[None],
         position_ids=forest.positions_T[None],
-        forest_plan=plan_attention(forest),
+        forest_plan=plan_blocks(forest),
         use_cache=False,
     )
     hidden: Tensor = output.last_hidden_state[0]
@@ -79,7 +80,7 @@ def test_a_call_without_plan_or_cache_raises_instead_of_attending_to_everything(
 def test_keywords_that_are_not_honoured_raise(keyword: dict[str, object]) -> None:
     forest = plant([Tree((5, 6, 7))])
     x = torch.ones(1, 2, 3, 4)
-    call = {"attention_mask": None, "forest_plan": plan_attention(forest), **keyword}
+    call = {"attention_mask": None, "forest_plan": plan_blocks(forest), **keyword}
     with pytest.raises(ValueError, match=next(iter(keyword))):
         forest_attention(torch.nn.Identity(), x, x, x, **call)  # type: ignore[arg-type]
 
@@ -89,7 +90,7 @@ def test_sinks_take_probability_and_give_nothing() -> None:
     forest = plant([Tree((5,))])
     zero, value = torch.zeros(1, 1, 1, 4), torch.full((1, 1, 1, 4), 3.0)
     out, _ = forest_attention(
-        torch.nn.Identity(), zero, zero, value, None, forest_plan=plan_attention(forest), s_aux=torch.zeros(1)
+        torch.nn.Identity(), zero, zero, value, None, forest_plan=plan_blocks(forest), s_aux=torch.zeros(1)
     )
     assert torch.allclose(out, torch.full_like(out, 1.5))
 
@@ -97,6 +98,6 @@ def test_sinks_take_probability_and_give_nothing() -> None:
 def test_work_follows_the_edges_of_the_forest() -> None:
     # 40 short trees in one row: 40 * (20 * 20 + 2 * 10 * 30) = 40,000 real score places; a square mask has 1,600 ** 2.
     trees = [Tree(tuple([5] * 20), (tuple([6] * 10), tuple([7] * 10)), key) for key in range(40)]
-    plan = plan_attention(plant(trees))
+    plan = plan_blocks(plant(trees))
     places = sum(group.hidden_SQL.numel() for group in plan.groups)
     assert places < 1.5 * 40_000

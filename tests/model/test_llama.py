@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stackllama.model import llama
-from stackllama.model.attention import plan_attention
+from stackllama.model.blocks import plan_blocks
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.tokens.forest import Forest, branch_targets, plant
 from tests.model.tiny import random_trees, tiny_model
@@ -78,4 +78,4 @@ def test_attention_dropout_is_refused_and_not_forgotten() -> None:
     model.layers[1].self_attn.attention_dropout = 0.1
     row = (forest.tokens_T[None], forest.positions_T[None])
     with pytest.raises(ValueError, match="dropout"):
-        llama.hidden_states(model, *row, precision=torch.float32, plan=plan_attention(forest), cache=None)
+        llama.hidden_states(model, *row, precision=torch.float32, plan=plan_blocks(forest), cache=None)

@@ -32,7 +32,9 @@ from transformers import PreTrainedModel
 
 from stackllama.errors import ModelError
 from stackllama.model import llama
-from stackllama.model.attention import ForestPlan, KeyValueCache, plan_attention
+from stackllama.model.attention import ForestPlan, KeyValueCache
+from stackllama.model.blocks import plan_blocks
+from stackllama.model.flex import padded, plan_flex
 from stackllama.model.heads import ScalarHead
 from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
 from stackllama.tokens.forest import Forest, Targets
@@ -62,7 +64,13 @@ class Role:
 
     def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
-        return self._forward(forest.tokens_T[None], forest.positions_T[None], plan_attention(forest), cache)[0]
+        device = self._trunk.device
+        if device.type != "cuda":
+            row = (forest.tokens_T[None], forest.positions_T[None])
+            return self._forward(*row, plan_blocks(forest), cache)[0]
+        plan = plan_flex(forest, device)
+        tokens_T = torch.nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest))).to(device)
+        return self._forward(tokens_T[None], plan.position_T[None], plan, cache)[0, : len(forest)]
 
     def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states (R, D) of one new token for each of R cached sequences."""
@@ -194,6 +202,11 @@ class Trunk:
         """Give a role a scalar head; see `ScalarHead` for ``spread``."""
         generator = torch.Generator().manual_seed(seed)
         self.heads[_head_key(role, head)] = ScalarHead(self.hidden_size, spread=spread, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and all that a role computes."""
+        return next(self.model.parameters()).device
 
     @property
     def hidden_size(self) -> int:

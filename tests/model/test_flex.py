@@ -1,0 +1,48 @@
+"""The plan for CUDA gives what the plan for the CPU gives; here without a GPU, so forward alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stackllama.model.attention import Rule
+from stackllama.model.blocks import plan_blocks
+from stackllama.model.flex import ROW_STEP, padded, plan_flex
+from stackllama.tokens.forest import plant
+from tests.model.tiny import random_trees
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+H, K, E = 4, 2, 16
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("heads", [K, H])
+def test_both_plans_attend_alike(window: int | None, softcap: float | None, heads: int) -> None:
+    forest = plant(random_trees(2))
+    tokens = len(forest)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(padded(tokens), count, E, generator=draw) for count in (heads, K, K))
+    rule = Rule(E**-0.5, window, softcap)
+    found = plan_flex(forest, torch.device("cpu")).attend(query, key, value, rule)[:tokens]
+    wanted = plan_blocks(forest).attend(query[:tokens], key[:tokens], value[:tokens], rule)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_what_pads_a_row_changes_nothing_and_few_lengths_occur() -> None:
+    forest = plant(random_trees(2))
+    plan = plan_flex(forest, torch.device("cpu"))
+    assert len(plan.segment_T) == ROW_STEP
+    assert {padded(tokens) for tokens in range(1, 2 * ROW_STEP + 1)} == {ROW_STEP, 2 * ROW_STEP}
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(ROW_STEP, 2, E, generator=draw) for _ in range(3))
+    before = plan.attend(query, key, value, Rule(1.0))[: len(forest)]
+    key[len(forest) :], value[len(forest) :] = 100.0, 100.0
+    assert torch.equal(plan.attend(query, key, value, Rule(1.0))[: len(forest)], before)
+
+
+def test_sinks_are_refused() -> None:
+    plan = plan_flex(plant(random_trees(1)), torch.device("cpu"))
+    row = torch.zeros(ROW_STEP, 2, E)
+    with pytest.raises(ValueError, match="sinks"):
+        plan.attend(row, row, row, Rule(1.0, sinks_H=torch.zeros(2)))
