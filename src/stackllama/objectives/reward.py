@@ -6,9 +6,9 @@ The loss of a pair is -log sigmoid(score of the better - score of the worse - ma
 and 0.
 
 Two options, off by default. *Centring* adds the square of (score of the better + score of the worse), which no pair's
-loss sees (Eisenstein et al. 2023, eq. 2). A *length penalty* c lets c * log(tokens) explain the pairs beside the score, so that
-the score learns what length leaves over: the loss of a pair is -log sigmoid(score of the better - score of the worse -
-margin + c * log(tokens of the better / tokens of the worse)). That is the regularization of Park et al. 2024
+loss sees (Eisenstein et al. 2023, eq. 2). A *length penalty* c lets c * log(tokens) explain the pairs beside the score,
+so that the score learns what length leaves over: the loss of a pair is -log sigmoid(score of the better - score of the
+worse - margin + c * log(tokens of the better / tokens of the worse)). That is the regularization of Park et al. 2024
 ("Disentangling length from quality in direct preference optimization") for a reward model, with log tokens for tokens.
 Where a score can be linear in log tokens, its slope at the minimum is exactly c less, and nothing else changes.
 """
