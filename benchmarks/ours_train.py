@@ -1,4 +1,4 @@
-"""Our side of benchmarks/train.py: the loop, the sources and the roles of every run, on a job's token ids.
+"""Our side of train.py and curves.py: the loop, the sources and the roles of every run, on a job's token ids.
 
     python ours_train.py JOB.json [--profile]
 
@@ -14,7 +14,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,39 @@ class Watched:
         self._source.load_state_dict(state)
 
 
+class InOrder:
+    """So many items a step, in their order: each step is the whole of a source of its own, by which a step is packed
+    and counted as in every run.
+    """
+
+    def __init__(self, make: Callable[[Sequence[Any]], Source[Any]], items: Sequence[Any], per_step: int) -> None:
+        whole = make(items)
+        self.total_work, self.unit = whole.total_work, whole.unit
+        self._steps = (make(items[at : at + per_step]) for at in range(0, len(items), per_step))
+
+    def next(self) -> Any:
+        step = next(self._steps, None)
+        return None if step is None else step.next()
+
+    def observe(self, result: StepResult) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # a benchmark is never gone on with
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
 def source(job: dict[str, Any]) -> Source[Any]:
-    """The job's items, in their order where that is asked for, and else in an order of our own."""
-    common = {"row_tokens": job["row_tokens"], "epochs": 100, "max_steps": job["steps"] + 1, "seed": 0}
+    """The job's items, ``batch`` a step in their order where that is asked for, and else in an order of our own."""
+    common: dict[str, Any] = {"row_tokens": job["row_tokens"], "max_steps": job["steps"] + 1, "seed": 0}
+    common["epochs"] = 1 if job["in_order"] else 100
     if job["stage"] == "sft":
         trees = [Tree(tuple(ids), (), key) for key, ids in enumerate(job["documents"])]
+        if job["in_order"]:
+            whole = partial(sft_source, everything=True, tokens_per_step=10**9, **common)
+            return InOrder(whole, trees, job["batch"])
         return sft_source(trees, everything=True, tokens_per_step=job["tokens_per_step"], **common)
     paired = [
         PairedTree(
@@ -82,6 +111,8 @@ def source(job: dict[str, Any]) -> Source[Any]:
         )
         for key, one in enumerate(job["questions"])
     ]
+    if job["in_order"]:
+        return InOrder(partial(reward_source, questions_per_step=job["batch"], **common), paired, job["batch"])
     return reward_source(paired, questions_per_step=job["questions_per_step"], **common)
 
 
@@ -128,7 +159,9 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     role = "sft" if job["stage"] == "sft" else "reward"
     trunk = trunk_for(job, role)
-    objective: Objective[Any] = SftObjective() if job["stage"] == "sft" else reward.RewardObjective(role)
+    objective: Objective[Any] = (
+        SftObjective() if job["stage"] == "sft" else reward.RewardObjective(role, centring=job["centring"])
+    )
     watched = Watched(source(job), job["steps"])
     ends = [time.perf_counter()]
     losses: list[float] = []

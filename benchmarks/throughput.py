@@ -106,7 +106,7 @@ def measure(seconds: float) -> dict[str, float]:
         assert batch is not None
         with trunk.use("reward", training=True) as role:
             for row in batch.rows:
-                reward.RewardObjective("reward")(role, row).losses["loss"].backward()
+                reward.RewardObjective("reward")(role, row).losses["pairwise_loss"].backward()
         return float(batch.work)
 
     def sample_once() -> float:

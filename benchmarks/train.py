@@ -86,6 +86,7 @@ def job(case: str, model: Path, *, steps: int, threads: int, bf16: bool) -> dict
         "length": LENGTH,
         "packing": True,
         "in_order": False,
+        "centring": 0.0,
         "tokens_per_step": STEP,
         "row_tokens": STEP,
         "questions_per_step": 8,

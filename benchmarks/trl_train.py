@@ -1,9 +1,11 @@
-"""TRL's side of benchmarks/train.py, run by the interpreter of an environment that has TRL and not us.
+"""TRL's side of benchmarks/train.py and curves.py, run by the interpreter of an environment that has TRL and not us.
 
     python trl_train.py JOB.json
 
-The job names the stage, the folder of the model, the precision, the adapter (or null), the token ids and the steps. The
-last line is one JSON object: what each step took and trained on, the losses, and the peak of memory.
+The job names the stage, the folder of the model, the precision, the adapter to start from (a folder of peft's, or null:
+a new one), the token ids and the steps; `in_order` keeps the ids in their order. An adapter for reward holds the score
+head too, which then has a bias: ours has one, TRL's own has none. The last line is one JSON object: what each step took
+and trained on, the losses, and the peak of memory.
 """
 
 from __future__ import annotations
@@ -111,6 +113,8 @@ def main() -> None:
         model = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=dtype, num_labels=1)
         model.config.pad_token_id = tokenizer.pad_token_id
     if job["adapter"]:
+        if job["stage"] == "reward":
+            model.score = torch.nn.Linear(model.score.in_features, 1)
         model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
     if job["stage"] == "sft":
         packed = {"packing": True, "packing_strategy": job["packing"]} if job["packing"] else {}
@@ -125,7 +129,7 @@ def main() -> None:
     else:
         trainer = RewardTrainer(
             model,
-            args=RewardConfig(max_length=None, **common),
+            args=RewardConfig(max_length=None, center_rewards_coefficient=job["centring"] or None, **common),
             train_dataset=Dataset.from_dict(job["pairs"]),
             processing_class=tokenizer,
             peft_config=config,

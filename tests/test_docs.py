@@ -177,7 +177,7 @@ def logged() -> set[str]:
         names |= literal_keys(SOURCE / "tokens" / "sources.py", source)
     for objective in (
         SftObjective(),
-        RewardObjective("reward"),
+        RewardObjective("reward", centring=1.0),
         PPOObjective(clip=0.2, value_clip=0.2, value_coefficient=1.0),
     ):
         names |= set(objective.terms) | set(objective.metric_counts)

@@ -31,7 +31,7 @@ base: {model: 0.2m, vocabulary: 600}
 data: {source: embedded, questions: 400, splits: {sft: 0.3, reward: 0.3, judge: 0.15, ppo: 0.1, eval: 0.15}}
 sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 256, answers: all, max_steps: 16}
 reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, head_questions: 20, max_steps: 12,
-  max_question_tokens: 192, max_answer_tokens: 96}
+  centring: 0.01, length_penalty: 0.1, max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
   max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
 evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}

@@ -245,6 +245,18 @@ class Reward(Optimization):
     head_questions: int = Field(
         0, ge=0, description="Questions on which the head alone is fitted at first; 0: it starts random (the original)."
     )
+    centring: float = Field(
+        0.0,
+        ge=0,
+        description="How much the squared sum of a pair's two scores adds to the loss; it keeps scores near 0 "
+        "(Eisenstein et al. 2023; TRL recommends 0.01).",
+    )
+    length_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Reward that is not given for length: what a score may rise per natural log of an answer's tokens "
+        "is less by this.",
+    )
     max_question_tokens: int = Field(512, ge=8, description="Longest question in tokens; a longer one is left out.")
     max_answer_tokens: int = Field(512, ge=8, description="Longest answer in tokens; a longer one is left out.")
 

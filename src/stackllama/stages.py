@@ -216,7 +216,8 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         trunk.add_head(role, reward.HEAD, spread=float(spread), seed=stage_seed(recipe, f"{role}/head"))
         if count := recipe.reward.head_questions:
             some = trees.items[:: -(-len(trees.items) // count)]
-            reward.fit_head(trunk, role, map(reward_row, pack(some, recipe.compute.row_tokens)))
+            rows = map(reward_row, pack(some, recipe.compute.row_tokens))
+            reward.fit_head(trunk, role, rows, length_penalty=recipe.reward.length_penalty)
         source = reward_source(
             trees.items,
             questions_per_step=recipe.reward.questions_per_step,
@@ -226,7 +227,9 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
             seed=stage_seed(recipe, f"{role}/order"),
         )
         shown = ("loss", "accuracy", "learning_rate")
-        objective = reward.RewardObjective(role)
+        objective = reward.RewardObjective(
+            role, centring=recipe.reward.centring, length_penalty=recipe.reward.length_penalty
+        )
         rate = train(recipe, run, role, trunk, objective, source, recipe.reward, source.total_steps, shown=shown)
         center_rewards(trunk, role, trees.items[:CENTERED_ON], row_tokens=recipe.compute.row_tokens)
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)

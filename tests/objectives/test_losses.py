@@ -71,7 +71,7 @@ def test_reward_loss_is_the_mean_over_questions_of_the_mean_over_pairs() -> None
         return math.log(1 + math.exp(worse - better))
 
     expected = (pair(a, b) + pair(a, c) + pair(b, c)) / 3 + pair(e, d)
-    assert float(sums.losses["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(sums.losses["pairwise_loss"]) == pytest.approx(expected, rel=1e-5)
     right = ((a > b) + (a > c) + (b > c)) / 3 + (e > d)
     assert float(sums.metrics["accuracy"]) == pytest.approx(right, abs=1e-6)
 
@@ -84,7 +84,7 @@ def test_margins_and_weights_in_the_loss() -> None:
     ]
     with trunk.use("reward") as role:
         row = reward_row(trees)
-        loss = float(reward.RewardObjective("reward")(role, row).losses["loss"])
+        loss = float(reward.RewardObjective("reward")(role, row).losses["pairwise_loss"])
         a, b, c, d, e = role.score(reward.HEAD, role.hidden(row.forest)[row.last_B]).tolist()
     by_hand = 1.5 * math.log(1 + math.exp(b - a + 0.5)) + 1.5 * math.log(1 + math.exp(b - c + 2))
     assert loss == pytest.approx(by_hand + math.log(1 + math.exp(d - e)), rel=1e-5)

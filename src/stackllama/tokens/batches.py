@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from stackllama.tokens.forest import Forest, Targets
@@ -78,3 +79,10 @@ class RewardRow:
     worse_P: Tensor
     margin_P: Tensor
     weight_P: Tensor
+
+    @property
+    def length_ratio_P(self) -> Tensor:
+        """log(tokens of the better answer / tokens of the worse one), fp32; each answer's EOS counts."""
+        lengths = [segment.length for segment in self.forest.branches]
+        log_length_B = torch.tensor(lengths, dtype=torch.float32, device=self.last_B.device).log()
+        return log_length_B[self.better_P] - log_length_B[self.worse_P]

@@ -348,7 +348,8 @@ def reward_source(
 ) -> PlannedSource[tuple[PairedTree, ...], RewardRow]:
     """Whole questions, so many a step; a question dealt to several trees stays in one step and counts once.
 
-    The count ``questions``, which divides the loss, is the sum of their weights.
+    The count ``questions``, which divides the loss, is the sum of their weights; ``length_ratios`` is the weighted sum
+    over pairs of the squared log ratio of their lengths.
     """
     by_question: dict[int, list[PairedTree]] = {}
     for item in trees:
@@ -359,8 +360,15 @@ def reward_source(
         flat = [item for question in chosen for item in question]
         rows = tuple(reward_row(trees) for trees in pack(flat, row_tokens))
         weight = sum(items[0].weight for items in chosen)
-        return Batch(rows, {"questions": float(weight)}, len(chosen), {"questions": float(len(chosen))})
+        return Batch(rows, _reward_counts(rows, weight), len(chosen), {"questions": float(len(chosen))})
 
     plan = plan_steps([1] * len(questions), per_step=questions_per_step, epochs=epochs, max_steps=max_steps, seed=seed)
     limits = "reward.max_question_tokens and reward.max_answer_tokens"
     return PlannedSource(questions, plan, make, unit="questions", total_work=sum(map(len, plan)), limits=limits)
+
+
+def _reward_counts(rows: Sequence[RewardRow], questions: float) -> dict[str, float]:
+    """What divides the sums over a batch's rows; questions: the sum of the questions' weights."""
+    squares = sum(float((row.weight_P * row.length_ratio_P.square()).sum()) for row in rows)
+    # Where all pairs are of equal length, the sum that this divides is 0 too.
+    return {"questions": float(questions), "length_ratios": squares or 1.0}
