@@ -201,7 +201,8 @@ class Trunk:
     def add_head(self, role: str, head: str, *, spread: float, seed: int) -> None:
         """Give a role a scalar head; see `ScalarHead` for ``spread``."""
         generator = torch.Generator().manual_seed(seed)
-        self.heads[_head_key(role, head)] = ScalarHead(self.hidden_size, spread=spread, generator=generator)
+        made = ScalarHead(self.hidden_size, spread=spread, generator=generator)
+        self.heads[_head_key(role, head)] = made.to(self.device)
 
     @property
     def device(self) -> torch.device:

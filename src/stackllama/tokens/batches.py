@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -56,6 +56,18 @@ class Source(Protocol[RowT]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+
+
+def on_device(row: RowT, device: torch.device) -> RowT:
+    """A row with its tensors on a device. Its forest stays: what a model needs of it goes there with the plan."""
+    moved: dict[str, Any] = {}
+    for each in fields(row):  # type: ignore[arg-type]  # every row is a dataclass
+        value = getattr(row, each.name)
+        if isinstance(value, Tensor):
+            moved[each.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Targets):
+            moved[each.name] = on_device(value, device)
+    return replace(row, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, slots=True)

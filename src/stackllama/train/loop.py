@@ -21,7 +21,7 @@ from torch import Tensor
 from stackllama.errors import TrainingError
 from stackllama.model.roles import Trunk
 from stackllama.objectives.base import Objective
-from stackllama.tokens.batches import Batch, Source, StepResult
+from stackllama.tokens.batches import Batch, Source, StepResult, on_device
 from stackllama.train import checkpoint
 from stackllama.train.guard import Guard
 from stackllama.train.metrics import JsonlLog, Progress, progress
@@ -114,14 +114,14 @@ class Loop(Generic[RowT]):
         total: dict[str, Tensor] = {}
         with self.trunk.use(self.objective.role, training=True) as role:
             for row in batch.rows:
-                found = self.objective(role, row)
+                found = self.objective(role, on_device(row, self.trunk.device))
                 scaled = [
                     found.losses[name] * (term.coefficient / batch.counts[term.count])
                     for name, term in self.objective.terms.items()
                 ]
                 torch.stack(scaled).sum().backward()
                 for name, value in {**found.losses, **found.metrics}.items():
-                    total[name] = total.get(name, torch.zeros(())) + value.detach()
+                    total[name] = total[name] + value.detach() if name in total else value.detach()
         return total
 
     def _report(self, batch: Batch[RowT], result: StepResult, show: Progress) -> None:
