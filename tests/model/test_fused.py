@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -23,14 +24,14 @@ def by_definition(hidden: Tensor, weight: Tensor) -> Tensor:
     return hidden / (hidden.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
 
 
-MAKERS: dict[str, tuple[tuple[Tensor, ...], Callable[..., Made], Callable[..., Tensor]]] = {
-    "given": ((drawn(N, D, seed=1),), lambda x: Given((x,)), lambda x: x),
+MAKERS: dict[str, tuple[tuple[Tensor, ...], Made, Callable[..., Tensor]]] = {
+    "given": ((drawn(N, D, seed=1),), Given(), lambda x: x),
     "normed": (
         (drawn(N, D, seed=2), drawn(D, seed=3)),
-        lambda x, w: Normed((x, w), EPS, torch.float32),
+        Normed(EPS, torch.float32),
         by_definition,
     ),
-    "gated": ((drawn(N, D, seed=4), drawn(N, D, seed=5)), lambda g, u: Gated((g, u)), lambda g, u: silu(g) * u),
+    "gated": ((drawn(N, D, seed=4), drawn(N, D, seed=5)), Gated(), lambda g, u: silu(g) * u),
 }
 
 
@@ -50,7 +51,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(kind: str, adapted: s
     ups = {at: drawn(outs[at], ranks[at], seed=30 + at) for at in on}
     downs = {at: drawn(ranks[at], D, seed=40 + at) for at in on}
     layers = [Layer(w, b, ups.get(at), downs.get(at)) for at, (w, b) in enumerate(zip(weights, biases, strict=True))]
-    outputs = linears(made(*sources), layers)
+    outputs = linears(made, sources, layers)
     given = definition(*sources)
     wanted = [linear(given, w, b) for w, b in zip(weights, biases, strict=True)]
     wanted = [one + given @ downs[at].T @ ups[at].T if at in on else one for at, one in enumerate(wanted)]
@@ -64,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(kind: str, adapted: s
 def test_the_input_itself_has_the_gradients_of_its_definition(kind: str) -> None:
     sources, made, definition = MAKERS[kind]
     upstream = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-    one, two = made_input(made(*sources)), definition(*sources)
+    one, two = made_input(made, sources), definition(*sources)
     close((one,), (two,))
     close(torch.autograd.grad(one, sources, upstream), torch.autograd.grad(two, sources, upstream))
 
@@ -73,7 +74,7 @@ def test_frozen_weights_and_sources_get_no_gradient() -> None:
     hidden, weight = drawn(N, D, seed=0).detach(), drawn(D, seed=1).detach()
     up, down = drawn(4, 2, seed=2), drawn(2, D, seed=3)
     (output,) = linears(
-        Normed((hidden, weight), EPS, torch.float32), [Layer(drawn(4, D, seed=4).detach(), None, up, down)]
+        Normed(EPS, torch.float32), (hidden, weight), [Layer(drawn(4, D, seed=4).detach(), None, up, down)]
     )
     output.sum().backward()
     assert hidden.grad is None
@@ -93,10 +94,22 @@ def test_what_is_made_is_not_kept() -> None:
 
     weight, up_OR, down_RD = drawn(8, 64, seed=3).detach(), drawn(8, 2, seed=4), drawn(2, 64, seed=5)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (output,) = linears(Gated((gate, up)), [Layer(weight, None, up_OR, down_RD)])
+        (output,) = linears(Gated(), (gate, up), [Layer(weight, None, up_OR, down_RD)])
     assert kept.count((100, 64)) == 2
     assert kept.count((100, 2)) == 1  # behind the adapter's first half
     assert output.shape == (100, 8)
+
+
+def test_nothing_is_kept_behind_the_backward() -> None:
+    """A loss that is still at hand, to be logged, must not hold a row's activations."""
+    gate, up = drawn(100, 64, seed=1) * 1, drawn(100, 64, seed=2) * 1
+    freed = [weakref.ref(gate), weakref.ref(up)]
+    (output,) = linears(Gated(), (gate, up), [Layer(drawn(8, 64, seed=3), None)])
+    loss = output.sum()
+    del gate, up, output
+    loss.backward()
+    assert [one() for one in freed] == [None, None]
+    assert loss.grad_fn is not None
 
 
 def test_a_rotation_worked_by_hand() -> None:

@@ -22,11 +22,7 @@ from torch.nn.functional import linear, silu
 
 
 class Made(Protocol):
-    """How the input of linear layers is made from `sources`, and the gradients of these from its gradient."""
-
-    @property
-    def sources(self) -> tuple[Tensor, ...]:
-        """What it is made from."""
+    """How the input of linear layers is made from its sources, and their gradients from its gradient."""
 
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, D)."""
@@ -37,9 +33,7 @@ class Made(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An input (N, D) as it is."""
-
-    sources: tuple[Tensor]
+    """The one source (N, D) as it is."""
 
     def make(self, *sources: Tensor) -> Tensor:
         """Itself."""
@@ -52,18 +46,13 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Normed:
-    """hidden / rms(hidden) * weight, worked out in fp32 and rounded once to `dtype`; hidden is (N, D), weight (D,).
+    """hidden / rms(hidden) * weight of hidden (N, D) and weight (D,), worked out in fp32 and rounded once to `dtype`.
 
     Source: Zhang and Sennrich 2019, "Root mean square layer normalization", eq. 4.
     """
 
-    sources: tuple[Tensor, Tensor]
     eps: float
     dtype: torch.dtype
-
-    def _inverse(self, hidden_ND: Tensor) -> Tensor:
-        square_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        return square_N1.div_(hidden_ND.shape[-1]).add_(self.eps).rsqrt_()
 
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, D)."""
@@ -83,12 +72,14 @@ class Normed:
         d_hidden = weighted_ND.sub_(unit_ND.mul_(share_N1)).mul_(inverse_N1)
         return d_hidden.to(hidden_ND.dtype), d_weight
 
+    def _inverse(self, hidden_ND: Tensor) -> Tensor:
+        square_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        return square_N1.div_(hidden_ND.shape[-1]).add_(self.eps).rsqrt_()
+
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """silu(gate) * up, both (N, F). Source: Shazeer 2020, "GLU variants improve transformer", eq. 6."""
-
-    sources: tuple[Tensor, Tensor]
+    """silu(gate) * up of gate and up (N, F). Source: Shazeer 2020, "GLU variants improve transformer", eq. 6."""
 
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, F)."""
@@ -112,23 +103,22 @@ class Layer:
     down_RD: Tensor | None = None
 
 
-def linears(made: Made, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers with their adapters on one input; differentiable in the input's sources, the
     weights, the biases and the adapters. Everything but the sources is in one precision.
     """
-    adapted = [layer for layer in layers if layer.up_OR is not None]
-    downs = [layer.down_RD for layer in adapted if layer.down_RD is not None]
+    downs = [layer.down_RD for layer in layers if layer.down_RD is not None]
     down_RD = torch.cat(downs) if downs else None
-    tensors = (*made.sources, down_RD, *(part for one in layers for part in (one.weight_OD, one.bias_O, one.up_OR)))
-    return cast("tuple[Tensor, ...]", _Linears.apply(made, len(layers), *tensors))  # type: ignore[no-untyped-call]
+    tensors = (*sources, down_RD, *(part for one in layers for part in (one.weight_OD, one.bias_O, one.up_OR)))
+    found = _Linears.apply(made, len(sources), len(layers), *tensors)  # type: ignore[no-untyped-call]
+    return cast("tuple[Tensor, ...]", found)
 
 
 class _Linears(torch.autograd.Function):
     """x W' + b + (x down') up' for every layer, where x is made and thrown away."""
 
     @staticmethod
-    def forward(ctx: Any, made: Made, count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        own = len(made.sources)
+    def forward(ctx: Any, made: Made, own: int, count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
         input_ND = made.make(*cast("tuple[Tensor, ...]", sources))
         low_NR = None if down_RD is None else linear(input_ND, down_RD)
@@ -149,7 +139,7 @@ class _Linears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, low_NR = ctx.saved_tensors
         own: int = ctx.sources
-        wanted: Sequence[bool] = ctx.needs_input_grad[2:]
+        wanted: Sequence[bool] = ctx.needs_input_grad[3:]
         sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
         layers = list(_by_layer(parts, ctx.count))
         wanted_by_layer = list(_by_layer(wanted[own + 1 :], ctx.count))
@@ -175,15 +165,15 @@ class _Linears(torch.autograd.Function):
             ]
         d_down = d_low.T @ input_ND if d_low is not None and input_ND is not None and wanted[own] else None
         if d_input is None:
-            return None, None, *[None] * own, d_down, *d_parts
+            return *[None] * (3 + own), d_down, *d_parts
         if d_low is not None:
             d_input.addmm_(d_low, down_RD)
-        return None, None, *ctx.made.backward(d_input, wanted[:own], *sources), d_down, *d_parts
+        return None, None, None, *ctx.made.backward(d_input, wanted[:own], *sources), d_down, *d_parts
 
 
-def made_input(made: Made) -> Tensor:
+def made_input(made: Made, sources: Sequence[Tensor]) -> Tensor:
     """The input (N, D) itself, differentiable in its sources."""
-    return cast("Tensor", _Input.apply(made, *made.sources))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _Input.apply(made, *sources))  # type: ignore[no-untyped-call]
 
 
 class _Input(torch.autograd.Function):

@@ -67,12 +67,16 @@ def _layer(
     shape = hidden_RSD.shape
     attention, feed = layer.self_attn, layer.mlp
     hidden_ND = hidden_RSD.flatten(0, 1)
-    normed = _normed(hidden_ND, layer.input_layernorm, precision)
-    heads = (
-        one.view(len(one), -1, attention.head_dim)
-        for one in _through(normed, precision, attention.q_proj, attention.k_proj, attention.v_proj)
+    norm = layer.input_layernorm
+    projected = _through(
+        Normed(norm.variance_epsilon, precision),
+        (hidden_ND, norm.weight),
+        precision,
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
     )
-    query, key, value = heads
+    query, key, value = (one.view(len(one), -1, attention.head_dim) for one in projected)
     query, key, value = (
         one.unflatten(0, shape[:2]).transpose(1, 2) for one in (rotated(query, *turn), rotated(key, *turn), value)
     )
@@ -88,11 +92,12 @@ def _layer(
         key_value_cache=cache,
         sliding_window=_window(attention),
     )
-    (mixed_ND,) = _through(Given((attended.reshape(len(hidden_ND), -1),)), precision, attention.o_proj)
+    (mixed_ND,) = _through(Given(), (attended.reshape(len(hidden_ND), -1),), precision, attention.o_proj)
     hidden_ND = hidden_ND + mixed_ND
-    normed = _normed(hidden_ND, layer.post_attention_layernorm, precision)
-    gate_NF, up_NF = _through(normed, precision, feed.gate_proj, feed.up_proj)
-    (fed_ND,) = _through(Gated((gate_NF, up_NF)), precision, feed.down_proj)
+    norm = layer.post_attention_layernorm
+    normed = Normed(norm.variance_epsilon, precision)
+    gate_NF, up_NF = _through(normed, (hidden_ND, norm.weight), precision, feed.gate_proj, feed.up_proj)
+    (fed_ND,) = _through(Gated(), (gate_NF, up_NF), precision, feed.down_proj)
     return (hidden_ND + fed_ND).view(shape)
 
 
@@ -103,16 +108,14 @@ def _window(attention: Any) -> int | None:
     return window
 
 
-def _normed(hidden_ND: Tensor, norm: Any, precision: torch.dtype) -> Normed:
-    return Normed((hidden_ND, norm.weight), norm.variance_epsilon, precision)
-
-
-def _through(made: Made, precision: torch.dtype, *modules: nn.Module) -> tuple[Tensor, ...]:
+def _through(
+    made: Made, sources: tuple[Tensor, ...], precision: torch.dtype, *modules: nn.Module
+) -> tuple[Tensor, ...]:
     """The outputs of linear modules, those of peft's with the adapters that are switched on."""
     if any(_drops(module) for module in modules):  # every adapter sees another input then: peft's own way
-        input_ND = made_input(made)
+        input_ND = made_input(made, sources)
         return tuple(module(input_ND) for module in modules)
-    return linears(made, [_layer_of(module, precision) for module in modules])
+    return linears(made, sources, [_layer_of(module, precision) for module in modules])
 
 
 def _active(module: nn.Module) -> list[str]:
