@@ -10,7 +10,8 @@ and answer counts are those of a real site (workload.py). The first step of each
     sft_full, reward_full   a Llama of 15.7M parameters (4 layers of 256, SmolLM2's vocabulary of 49,152), all weights
 
 TRL has its best settings here: SFT packs by "wrapped" (full rows of 512, 4 a step, across documents) or "bfd" (whole
-documents, without padding), whichever is faster on this machine in a trial; no activation checkpointing, and 4 pairs a
+documents, without padding), whichever is faster on this machine in a trial (`--quick` takes "wrapped", which was faster
+wherever it was tried); no activation checkpointing, and 4 pairs a
 step for reward. Ours packs whole documents, 2,048 tokens a step, and 8 questions a step with all their answers. SFT
 learns every token on both sides; a pair is a pair on both sides.
 
@@ -143,7 +144,8 @@ def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -
     trl = python_with_trl(TRAINING)
     # A step of TRL takes many seconds: two are enough to time, as runs are repeated.
     told = job(case, model, steps=2 if options.quick else 3, threads=options.threads, bf16=bf16)
-    if case.startswith("sft"):
+    told["packing"] = "wrapped"
+    if case.startswith("sft") and not options.quick:
         trials = {one: run(trl, "trl_train", {**told, "packing": one}, folder)["rate"] for one in ("wrapped", "bfd")}
         told["packing"] = max(trials, key=trials.__getitem__)
         print(f"{case}: TRL packs {told['packing']} ({', '.join(f'{k} {v:.1f}' for k, v in trials.items())} tokens/s)")
@@ -155,7 +157,7 @@ def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -
     ratios, memories, shares = [], [], []
     for _ in range(options.pairs):
         theirs = run(trl, "trl_train", told, folder)
-        steps = {**told, "steps": 4 if options.quick else 9}
+        steps = {**told, "steps": 3 if options.quick else 9}
         ours = run(Path(sys.executable), "ours_train", steps, folder, *(["--profile"] if options.profile else []))
         ratios.append(ours["rate"] / theirs["rate"])
         memories.append(ours["peak"] / theirs["peak"])
