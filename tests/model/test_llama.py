@@ -9,7 +9,7 @@ from torch import Tensor
 from stackllama.model import llama
 from stackllama.model.blocks import plan_blocks
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.tokens.forest import Forest, branch_targets, plant
+from stackllama.tokens.forest import Forest, branch_targets, last_tokens, plant
 from tests.model.tiny import random_trees, tiny_model
 
 FAMILIES = sorted(llama.FAMILIES)
@@ -68,6 +68,26 @@ def test_checkpointing_changes_no_bit(method: str) -> None:
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_states_at_some_places_are_those_of_all(kind: str) -> None:
+    forest = plant(random_trees(5))
+    places = last_tokens(forest)
+    trunk = trunk_for(kind, "lora", 0.0)
+    found = []
+    for at_places in (False, True):
+        with trunk.use("policy", training=True) as role:
+            hidden_BD = role.hidden_at(forest, places) if at_places else role.hidden(forest)[places]
+            (hidden_BD * torch.arange(hidden_BD.shape[1])).sum().backward()
+        gradients = [
+            parameter.grad.clone() for parameter in trunk.trainable("policy").values() if parameter.grad is not None
+        ]
+        trunk.model.zero_grad(set_to_none=True)
+        found.append((hidden_BD.detach(), *gradients))
+    assert len(found[0]) == len(found[1])
+    for one, two in zip(*found, strict=True):
+        assert (one - two).norm() <= 1e-5 * one.norm() + 1e-7
+
+
 def test_other_shapes_are_left_to_transformers() -> None:
     for kind in ("qwen3", "gemma2"):
         assert not llama.reads(tiny_model(kind).base_model)
@@ -78,4 +98,4 @@ def test_attention_dropout_is_refused_and_not_forgotten() -> None:
     model.layers[1].self_attn.attention_dropout = 0.1
     row = (forest.tokens_T[None], forest.positions_T[None])
     with pytest.raises(ValueError, match="dropout"):
-        llama.hidden_states(model, *row, precision=torch.float32, plan=plan_blocks(forest), cache=None)
+        llama.hidden_states(model, *row, llama.Pass(torch.float32, plan_blocks(forest), None))

@@ -59,7 +59,7 @@ def judge_pairs(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_tok
     with trunk.use(role) as scorer:
         for packed in pack(trees, row_tokens):
             row = reward_row(packed)
-            score_B = scorer.score(HEAD, scorer.hidden(row.forest)[row.last_B])
+            score_B = scorer.score(HEAD, scorer.hidden_at(row.forest, row.last_B))
             margin_P = (score_B[row.better_P] - score_B[row.worse_P]).tolist()
             places = [(one.tree.key, one.answers[b], one.answers[w]) for one in packed for b, w in one.pairs]
             judged += [JudgedPair(*place, margin) for place, margin in zip(places, margin_P, strict=True)]
@@ -118,6 +118,6 @@ def center_rewards(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_
     with trunk.use(role) as scorer:
         for packed in pack(trees, row_tokens):
             row = reward_row(packed)
-            scores.append(scorer.score(HEAD, scorer.hidden(row.forest)[row.last_B]))
+            scores.append(scorer.score(HEAD, scorer.hidden_at(row.forest, row.last_B)))
     with torch.no_grad():
         trunk.trainable(role)[f"head.{HEAD}.bias"].sub_(torch.cat(scores).mean())

@@ -9,6 +9,7 @@ Legend: R sequences of S tokens, N = R S, D hidden size, H heads, E head dimensi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,52 +34,57 @@ def reads(decoder: PreTrainedModel) -> bool:
     return plain and getattr(config, "pretraining_tp", 1) == 1
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a pass through a decoder works with: the precision of the matrix products, and what attention is given."""
+
+    precision: torch.dtype
+    plan: ForestPlan | None
+    cache: KeyValueCache | None
+
+
 def hidden_states(
-    decoder: Any,
-    tokens_RS: Tensor,
-    positions_RS: Tensor,
-    *,
-    precision: torch.dtype,
-    plan: ForestPlan | None,
-    cache: KeyValueCache | None,
+    decoder: Any, tokens_RS: Tensor, positions_RS: Tensor, how: Pass, places_N: Tensor | None = None
 ) -> Tensor:
-    """Final hidden states (R, S, D); `precision` is that of the matrix products. `plan` and `cache` as in attention."""
+    """Final hidden states (R, S, D); or, of the one row of a forest, those at some places (1, N, D)."""
     hidden_RSD = decoder.embed_tokens(tokens_RS)
     # What turns queries and keys: worked out in fp32, used in the precision that these have.
-    cos_RSE, sin_RSE = decoder.rotary_emb(hidden_RSD.to(precision), position_ids=positions_RS)
+    cos_RSE, sin_RSE = decoder.rotary_emb(hidden_RSD.to(how.precision), position_ids=positions_RS)
     turn = (cos_RSE.flatten(0, 1), sin_RSE.flatten(0, 1))
-    for layer in decoder.layers:
+    for number, layer in enumerate(decoder.layers):
+        wanted = places_N if number == len(decoder.layers) - 1 else None
         if layer.training and getattr(layer, "gradient_checkpointing", False):
-            hidden_RSD = checkpoint(_layer, layer, hidden_RSD, turn, precision, plan, cache, use_reentrant=False)
+            hidden_RSD = checkpoint(_layer, layer, hidden_RSD, turn, how, wanted, use_reentrant=False)
         else:
-            hidden_RSD = _layer(layer, hidden_RSD, turn, precision, plan, cache)
+            hidden_RSD = _layer(layer, hidden_RSD, turn, how, wanted)
     final: Tensor = decoder.norm(hidden_RSD)
     return final
 
 
-def _layer(
-    layer: Any,
-    hidden_RSD: Tensor,
-    turn: tuple[Tensor, Tensor],
-    precision: torch.dtype,
-    plan: ForestPlan | None,
-    cache: KeyValueCache | None,
-) -> Tensor:
-    shape = hidden_RSD.shape
-    attention, feed = layer.self_attn, layer.mlp
+def _layer(layer: Any, hidden_RSD: Tensor, turn: tuple[Tensor, Tensor], how: Pass, places_N: Tensor | None) -> Tensor:
+    rows, steps, width = hidden_RSD.shape
+    feed, norm = layer.mlp, layer.post_attention_layernorm
     hidden_ND = hidden_RSD.flatten(0, 1)
-    norm = layer.input_layernorm
-    projected = _through(
-        Normed(norm.variance_epsilon, precision),
-        (hidden_ND, norm.weight),
-        precision,
-        attention.q_proj,
-        attention.k_proj,
-        attention.v_proj,
-    )
+    attended_ND = _attended(layer, hidden_ND, (rows, steps), turn, how)
+    if places_N is not None:
+        hidden_ND, attended_ND = hidden_ND[places_N], attended_ND[places_N]
+    (mixed_ND,) = _through(Given(), (attended_ND,), how.precision, layer.self_attn.o_proj)
+    hidden_ND = hidden_ND + mixed_ND
+    normed = Normed(norm.variance_epsilon, how.precision)
+    gate_NF, up_NF = _through(normed, (hidden_ND, norm.weight), how.precision, feed.gate_proj, feed.up_proj)
+    (fed_ND,) = _through(Gated(), (gate_NF, up_NF), how.precision, feed.down_proj)
+    return (hidden_ND + fed_ND).view(rows, -1, width)
+
+
+def _attended(layer: Any, hidden_ND: Tensor, shape: tuple[int, int], turn: tuple[Tensor, Tensor], how: Pass) -> Tensor:
+    """What attention gathers (N, H E), before its output layer."""
+    attention, norm = layer.self_attn, layer.input_layernorm
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    normed = Normed(norm.variance_epsilon, how.precision)
+    projected = _through(normed, (hidden_ND, norm.weight), how.precision, *projections)
     query, key, value = (one.view(len(one), -1, attention.head_dim) for one in projected)
     query, key, value = (
-        one.unflatten(0, shape[:2]).transpose(1, 2) for one in (rotated(query, *turn), rotated(key, *turn), value)
+        one.unflatten(0, shape).transpose(1, 2) for one in (rotated(query, *turn), rotated(key, *turn), value)
     )
     attended, _ = forest_attention(
         attention,
@@ -88,17 +94,11 @@ def _layer(
         None,
         scaling=attention.scaling,
         dropout=attention.attention_dropout if attention.training else 0.0,
-        forest_plan=plan,
-        key_value_cache=cache,
+        forest_plan=how.plan,
+        key_value_cache=how.cache,
         sliding_window=_window(attention),
     )
-    (mixed_ND,) = _through(Given(), (attended.reshape(len(hidden_ND), -1),), precision, attention.o_proj)
-    hidden_ND = hidden_ND + mixed_ND
-    norm = layer.post_attention_layernorm
-    normed = Normed(norm.variance_epsilon, precision)
-    gate_NF, up_NF = _through(normed, (hidden_ND, norm.weight), precision, feed.gate_proj, feed.up_proj)
-    (fed_ND,) = _through(Gated(), (gate_NF, up_NF), precision, feed.down_proj)
-    return (hidden_ND + fed_ND).view(shape)
+    return attended.reshape(len(hidden_ND), -1)
 
 
 def _window(attention: Any) -> int | None:

@@ -64,30 +64,45 @@ class Role:
 
     def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
+        return self._read(forest, cache, None)
+
+    def hidden_at(self, forest: Forest, places_N: Tensor) -> Tensor:
+        """Final hidden states (N, D) at some places of a packed row; the last layer works for these alone."""
+        return self._read(forest, None, places_N.to(self._trunk.device))
+
+    def _read(self, forest: Forest, cache: KeyValueCache | None, places_N: Tensor | None) -> Tensor:
         device = self._trunk.device
         if device.type != "cuda":
-            row = (forest.tokens_T[None], forest.positions_T[None])
-            return self._forward(*row, plan_blocks(forest), cache)[0]
-        plan = plan_flex(forest, device)
-        tokens_T = torch.nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest))).to(device)
-        return self._forward(tokens_T[None], plan.position_T[None], plan, cache)[0, : len(forest)]
+            row, plan = (forest.tokens_T[None], forest.positions_T[None]), plan_blocks(forest)
+            hidden_RSD = self._forward(*row, plan, cache, places_N)
+        else:
+            flex = plan_flex(forest, device)
+            tokens_T = torch.nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest))).to(device)
+            hidden_RSD = self._forward(tokens_T[None], flex.position_T[None], flex, cache, places_N)
+        return hidden_RSD[0, : len(forest)] if places_N is None else hidden_RSD[0]
 
     def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states (R, D) of one new token for each of R cached sequences."""
-        return self._forward(tokens_R[:, None], positions_R[:, None], None, cache)[:, 0]
+        return self._forward(tokens_R[:, None], positions_R[:, None], None, cache, None)[:, 0]
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, plan: ForestPlan | None, cache: KeyValueCache | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        plan: ForestPlan | None,
+        cache: KeyValueCache | None,
+        places_N: Tensor | None,
     ) -> Tensor:
         decoder = self._model.base_model
         if llama.reads(decoder):
-            precision = self._trunk.precision
-            hidden = llama.hidden_states(decoder, tokens, positions, precision=precision, plan=plan, cache=cache)
+            how = llama.Pass(self._trunk.precision, plan, cache)
+            hidden = llama.hidden_states(decoder, tokens, positions, how, places_N)
         else:
             output = decoder(
                 input_ids=tokens, position_ids=positions, use_cache=False, forest_plan=plan, key_value_cache=cache
             )
             hidden = cast("Tensor", output.last_hidden_state)
+            hidden = hidden if places_N is None else hidden[:, places_N]
         if hidden.requires_grad:
             hidden.register_hook(self._trunk.backward_check(self.name))
         return hidden

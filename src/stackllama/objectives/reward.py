@@ -53,7 +53,7 @@ class RewardObjective:
 
     def __call__(self, role: Role, row: RewardRow) -> Sums:
         """The row's weighted sums over pairs."""
-        score_B = role.score(HEAD, role.hidden(row.forest)[row.last_B])
+        score_B = role.score(HEAD, role.hidden_at(row.forest, row.last_B))
         better_P, worse_P = score_B[row.better_P], score_B[row.worse_P]
         gap_P = better_P - worse_P
         losses_P = {
@@ -90,7 +90,7 @@ def fit_head(trunk: Trunk, role: str, rows: Iterable[RewardRow], *, length_penal
     weights: list[Tensor] = []
     with trunk.use(role) as reader:
         for row in rows:
-            hidden_BD = reader.hidden(row.forest)[row.last_B].double()
+            hidden_BD = reader.hidden_at(row.forest, row.last_B).double()
             gaps.append(hidden_BD[row.better_P] - hidden_BD[row.worse_P])
             asked.append(_asked_gap(row, length_penalty).double())
             weights.append(row.weight_P.double())

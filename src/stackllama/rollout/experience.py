@@ -87,7 +87,7 @@ def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: i
     with trunk.use(role) as scorer:
         for row in pack(closed, row_tokens):
             forest = plant(row)
-            score_B = scorer.score(reward.HEAD, scorer.hidden(forest)[last_tokens(forest)])
+            score_B = scorer.score(reward.HEAD, scorer.hidden_at(forest, last_tokens(forest)))
             parts = score_B.split([len(tree.branches) for tree in row])
             found |= {tree.key: part for tree, part in zip(row, parts, strict=True)}
     return torch.cat([found[at] for at in range(len(closed))])
