@@ -7,7 +7,7 @@ import torch
 
 from stackllama.model.attention import Rule
 from stackllama.model.blocks import plan_blocks
-from stackllama.model.flex import ROW_STEP, padded, plan_flex
+from stackllama.model.flex import SHORTEST, padded, plan_flex
 from stackllama.tokens.forest import plant
 from tests.model.tiny import random_trees
 
@@ -32,10 +32,10 @@ def test_both_plans_attend_alike(window: int | None, softcap: float | None, head
 def test_what_pads_a_row_changes_nothing_and_few_lengths_occur() -> None:
     forest = plant(random_trees(2))
     plan = plan_flex(forest, torch.device("cpu"))
-    assert len(plan.segment_T) == ROW_STEP
-    assert {padded(tokens) for tokens in range(1, 2 * ROW_STEP + 1)} == {ROW_STEP, 2 * ROW_STEP}
+    assert len(plan.segment_T) == SHORTEST
+    assert {padded(tokens) for tokens in range(1, 4 * SHORTEST + 1)} == {SHORTEST, 2 * SHORTEST, 4 * SHORTEST}
     draw = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(ROW_STEP, 2, E, generator=draw) for _ in range(3))
+    query, key, value = (torch.randn(SHORTEST, 2, E, generator=draw) for _ in range(3))
     before = plan.attend(query, key, value, Rule(1.0))[: len(forest)]
     key[len(forest) :], value[len(forest) :] = 100.0, 100.0
     assert torch.equal(plan.attend(query, key, value, Rule(1.0))[: len(forest)], before)
@@ -43,6 +43,6 @@ def test_what_pads_a_row_changes_nothing_and_few_lengths_occur() -> None:
 
 def test_sinks_are_refused() -> None:
     plan = plan_flex(plant(random_trees(1)), torch.device("cpu"))
-    row = torch.zeros(ROW_STEP, 2, E)
+    row = torch.zeros(SHORTEST, 2, E)
     with pytest.raises(ValueError, match="sinks"):
         plan.attend(row, row, row, Rule(1.0, sinks_H=torch.zeros(2)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stackllama.model import llama
 from stackllama.model.blocks import plan_blocks
-from stackllama.model.roles import LoRA, Trunk
+from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.tokens.forest import Forest, branch_targets, last_tokens, plant
 from tests.model.tiny import random_trees, tiny_model
 
@@ -58,14 +58,56 @@ def test_values_and_gradients_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_checkpointing_changes_no_bit(method: str) -> None:
+def test_checkpointing_works_twice_and_changes_no_bit(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forest = plant(random_trees(4))
     once, again = trunk_for("llama", method, 0.0), trunk_for("llama", method, 0.0)
-    model = again._copies.get("policy", again.model)
-    model.activation_checkpointing_enable()
-    (one, gradients), (two, others) = trained(once, forest), trained(again, forest)
+    again._copies.get("policy", again.model).activation_checkpointing_enable()
+    calls: list[object] = []
+    own = llama._layer
+    monkeypatch.setattr(llama, "_layer", lambda *given: (calls.append(given[0]), own(*given))[1])  # type: ignore[func-returns-value]
+    one, gradients = trained(once, forest)
+    assert len(calls) == 2
+    two, others = trained(again, forest)
+    assert len(calls) == 2 + 4
     assert torch.equal(one, two)
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_adapter_of_zeros_over_a_live_one_changes_no_bit(precision: torch.dtype) -> None:
+    """PPO's first step has a ratio of 1 and a KL of 0 with an SFT adapter that was not merged, too."""
+    forest = plant(random_trees(6))
+    trunk = Trunk(tiny_model(), precision=precision)
+    for role in ("sft", "policy"):
+        trunk.add_adapter(role, LoRA(8, 16.0, 0.0, EVERY), seed=0)
+    for number, parameter in enumerate(trunk.trainable("sft").values()):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+    trunk.freeze_under("sft")
+    found = []
+    for role in ("policy", REFERENCE):
+        with trunk.use(role) as entered:
+            found.append(entered.logprobs(entered.hidden(forest), branch_targets(forest)))
+    assert torch.equal(*found)
+
+
+def test_a_window_that_llama_does_not_have_is_not_seen() -> None:
+    forest = plant(random_trees(2))
+    plain, odd = (Trunk(tiny_model(), precision=torch.float32) for _ in range(2))
+    odd.model.config.sliding_window = 3
+    with plain.use(REFERENCE) as one, odd.use(REFERENCE) as two:
+        assert torch.equal(one.hidden(forest), two.hidden(forest))
+
+
+def test_weights_are_cast_once_while_a_role_is_entered() -> None:
+    trunk = trunk_for("llama", "lora", 0.0)
+    forest = plant(random_trees(2))
+    with trunk.use("policy") as role:
+        role.hidden(forest)
+        before = dict(trunk.cast)
+        role.hidden(forest)
+        assert len(before) == 2 * len(EVERY)
+        assert all(trunk.cast[key] is layer for key, layer in before.items())
+    assert not trunk.cast
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
@@ -98,4 +140,4 @@ def test_attention_dropout_is_refused_and_not_forgotten() -> None:
     model.layers[1].self_attn.attention_dropout = 0.1
     row = (forest.tokens_T[None], forest.positions_T[None])
     with pytest.raises(ValueError, match="dropout"):
-        llama.hidden_states(model, *row, llama.Pass(torch.float32, plan_blocks(forest), None))
+        llama.hidden_states(model, *row, llama.Pass(torch.float32, plan_blocks(forest), None, {}))

@@ -1,8 +1,8 @@
 """Attention over forests on CUDA: torch's FlexAttention under a mask that knows segments.
 
-The mask reads tensors, and the rows have few lengths (`padded`), so one compiled kernel serves every row of a model;
-blocks of 128 x 128 that no edge of the forest enters are skipped. Keys and values are not repeated for their query
-heads. On the CPU the same function runs uncompiled and without a backward: for tests.
+The mask reads tensors, windows included, and rows have few lengths (`padded`), so few kernels are compiled; torch gives
+up after eight. Blocks of 128 x 128 that no edge of the forest enters are skipped. Keys and values are not repeated for
+their query heads. On the CPU the same function runs uncompiled and without a backward: for tests.
 
 Legend: T tokens of the padded row, H query heads, K key/value heads, E head dimension.
 """
@@ -21,13 +21,14 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from stackllama.model.attention import Rule
 from stackllama.tokens.forest import Forest
 
-ROW_STEP = 1024
-"""Rows are padded to a multiple of this many tokens: each other length would be compiled anew."""
+SHORTEST = 1024
+"""Tokens of the shortest padded row. Each other length is compiled anew."""
+_NO_WINDOW = 2**31 - 1
 
 
 def padded(tokens: int) -> int:
-    """Length to which a row of so many tokens is padded."""
-    return -(-tokens // ROW_STEP) * ROW_STEP
+    """Length to which a row of so many tokens is padded: a power of two."""
+    return max(SHORTEST, 1 << (tokens - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,12 @@ class FlexPlan:
         return out_1HTE[0].transpose(0, 1)
 
     def _mask(self, window: int | None) -> BlockMask:
+        reach = torch.tensor(_NO_WINDOW if window is None else window, device=self.segment_T.device)
+
         def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same = self.segment_T[key] == self.segment_T[query]
             seen = (key <= query) & (same | (self.segment_T[key] == self.root_T[query]))
-            return seen if window is None else seen & (self.position_T[query] - self.position_T[key] < window)
+            return seen & (self.position_T[query] - self.position_T[key] < reach)
 
         length = len(self.segment_T)
         return create_block_mask(visible, None, None, length, length, device=self.segment_T.device)

@@ -11,13 +11,13 @@ input, H heads, E head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
 
@@ -95,80 +95,111 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer: its weight and bias, and the adapters on it as one, scaled: up after down. None: it has none."""
+    """A linear layer: its weight, its bias or None, and the adapters on it by name: up (O, R), scaled, and down (R, D)."""
 
     weight_OD: Tensor
     bias_O: Tensor | None
-    up_OR: Tensor | None = None
-    down_RD: Tensor | None = None
+    adapters: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers with their adapters on one input; differentiable in the input's sources, the
     weights, the biases and the adapters. Everything but the sources is in one precision.
+
+    Each adapter is added by itself, in the order of the names: one that adds zeros changes no bit.
     """
-    downs = [layer.down_RD for layer in layers if layer.down_RD is not None]
-    down_RD = torch.cat(downs) if downs else None
-    tensors = (*sources, down_RD, *(part for one in layers for part in (one.weight_OD, one.bias_O, one.up_OR)))
-    found = _Linears.apply(made, len(sources), len(layers), *tensors)  # type: ignore[no-untyped-call]
+    names = list(dict.fromkeys(name for layer in layers for name in layer.adapters))
+    downs = [torch.cat([one.adapters[name][1] for one in layers if name in one.adapters]) for name in names]
+    parts: list[Tensor | None] = []
+    for layer in layers:
+        ups = [layer.adapters[name][0] if name in layer.adapters else None for name in names]
+        parts += [layer.weight_OD, layer.bias_O, *ups]
+    counts = _Counts(len(sources), len(names))
+    found = _Linears.apply(made, counts, *sources, *downs, *parts)  # type: ignore[no-untyped-call]
     return cast("tuple[Tensor, ...]", found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """How many of the tensors that `_Linears` is given are sources and adapters; the rest goes by layer."""
+
+    sources: int
+    adapters: int
+
+    def parted(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], list[Sequence[Any]]]:
+        """Sources, downs, and of each layer its weight, its bias and its ups."""
+        start = self.sources + self.adapters
+        step = 2 + self.adapters
+        by_layer = [given[at : at + step] for at in range(start, len(given), step)]
+        return given[: self.sources], given[self.sources : start], by_layer
+
+
 class _Linears(torch.autograd.Function):
-    """x W' + b + (x down') up' for every layer, where x is made and thrown away."""
+    """x W' + b + (x down') up' for every layer and adapter, where x is made and thrown away."""
 
     @staticmethod
-    def forward(ctx: Any, made: Made, own: int, count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
-        input_ND = made.make(*cast("tuple[Tensor, ...]", sources))
-        low_NR = None if down_RD is None else linear(input_ND, down_RD)
+    def forward(ctx: Any, made: Made, counts: _Counts, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        sources, downs, by_layer = counts.parted(tensors)
+        input_ND = made.make(*sources)
+        lows = [linear(input_ND, down_RD) for down_RD in downs]
         outputs = []
-        start = 0
-        for weight_OD, bias_O, up_OR in _by_layer(parts, count):
+        places = _places(by_layer, counts.adapters)
+        for (weight_OD, bias_O, *ups), columns in zip(by_layer, places, strict=True):
             output_NO = linear(input_ND, weight_OD, bias_O)
-            if up_OR is not None and low_NR is not None:
-                rank = up_OR.shape[1]
-                output_NO.addmm_(low_NR[:, start : start + rank], up_OR.T)
-                start += rank
+            for low_NR, up_OR, some in zip(lows, ups, columns, strict=True):
+                if up_OR is not None:
+                    output_NO.addmm_(low_NR[:, some], up_OR.T)
             outputs.append(output_NO)
-        ctx.save_for_backward(*tensors, low_NR)
-        ctx.made, ctx.count, ctx.sources = made, count, own
+        ctx.save_for_backward(*tensors, *lows)
+        ctx.made, ctx.counts = made, counts
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, low_NR = ctx.saved_tensors
-        own: int = ctx.sources
-        wanted: Sequence[bool] = ctx.needs_input_grad[3:]
-        sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
-        layers = list(_by_layer(parts, ctx.count))
-        wanted_by_layer = list(_by_layer(wanted[own + 1 :], ctx.count))
-        anything = wanted[own] or any(weight for weight, _, _ in wanted_by_layer)
+        counts: _Counts = ctx.counts
+        saved = ctx.saved_tensors
+        tensors, lows = saved[: len(saved) - counts.adapters], saved[len(saved) - counts.adapters :]
+        sources, downs, by_layer = counts.parted(tensors)
+        wanted_sources, wanted_downs, wanted_by_layer = counts.parted(ctx.needs_input_grad[2:])
+        anything = any(wanted_downs) or any(wanted[0] for wanted in wanted_by_layer)
         input_ND = ctx.made.make(*sources) if anything else None
-        bounds = [0]
-        for _, _, up_OR in layers:
-            bounds.append(bounds[-1] + (0 if up_OR is None else up_OR.shape[1]))
-        d_low = None if down_RD is None else torch.empty_like(low_NR)
+        d_lows = [torch.empty_like(low_NR) for low_NR in lows]
         d_input: Tensor | None = None
         d_parts: list[Tensor | None] = []
-        for (weight_OD, _, up_OR), (weight, bias, up), (start, stop), grad_NO in zip(
-            layers, wanted_by_layer, pairwise(bounds), grads, strict=True
-        ):
-            if any(wanted[:own]):
+        layers = zip(by_layer, wanted_by_layer, _places(by_layer, counts.adapters), grads, strict=True)
+        for (weight_OD, _, *ups), (weight, bias, *wanted_ups), columns, grad_NO in layers:
+            if any(wanted_sources):
                 d_input = grad_NO @ weight_OD if d_input is None else d_input.addmm_(grad_NO, weight_OD)
-            if up_OR is not None and d_low is not None:
-                torch.mm(grad_NO, up_OR, out=d_low[:, start:stop])
             d_parts += [
                 grad_NO.T @ input_ND if weight and input_ND is not None else None,
                 grad_NO.sum(0) if bias else None,
-                grad_NO.T @ low_NR[:, start:stop] if up else None,
             ]
-        d_down = d_low.T @ input_ND if d_low is not None and input_ND is not None and wanted[own] else None
-        if d_input is None:
-            return *[None] * (3 + own), d_down, *d_parts
-        if d_low is not None:
-            d_input.addmm_(d_low, down_RD)
-        return None, None, None, *ctx.made.backward(d_input, wanted[:own], *sources), d_down, *d_parts
+            for up_OR, up, some, low_NR, d_low in zip(ups, wanted_ups, columns, lows, d_lows, strict=True):
+                if up_OR is not None:
+                    torch.mm(grad_NO, up_OR, out=d_low[:, some])
+                d_parts.append(grad_NO.T @ low_NR[:, some] if up else None)
+        d_downs = [
+            d_low.T @ input_ND if down and input_ND is not None else None
+            for d_low, down in zip(d_lows, wanted_downs, strict=True)
+        ]
+        d_sources: Sequence[Tensor | None] = [None] * counts.sources
+        if d_input is not None:
+            for d_low, down_RD in zip(d_lows, downs, strict=True):
+                d_input.addmm_(d_low, down_RD)
+            d_sources = ctx.made.backward(d_input, wanted_sources, *sources)
+        return None, None, *d_sources, *d_downs, *d_parts
+
+
+def _places(by_layer: Sequence[Sequence[Any]], adapters: int) -> list[list[slice]]:
+    """For each layer and adapter, its columns behind the adapter's downs, which lie side by side for all layers."""
+    stops = [0] * adapters
+    places = []
+    for _, _, *ups in by_layer:
+        starts = list(stops)
+        stops = [stop + (0 if up_OR is None else up_OR.shape[1]) for stop, up_OR in zip(stops, ups, strict=True)]
+        places.append([slice(start, stop) for start, stop in zip(starts, stops, strict=True)])
+    return places
 
 
 def made_input(made: Made, sources: Sequence[Tensor]) -> Tensor:
@@ -188,11 +219,6 @@ class _Input(torch.autograd.Function):
         return None, *ctx.made.backward(grads[0], ctx.needs_input_grad[1:], *ctx.saved_tensors)
 
 
-def _by_layer(parts: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    """Weight, bias and up of each layer."""
-    return [parts[3 * at : 3 * at + 3] for at in range(count)]
-
-
 class _Rotated(torch.autograd.Function):
     """Each pair of features (i, i + E / 2) turned by its angle; the backward turns the gradient back."""
 
@@ -209,7 +235,7 @@ class _Rotated(torch.autograd.Function):
 
 def _turn(heads_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, *, back: bool) -> Tensor:
     half = heads_NHE.shape[-1] // 2
-    cos_N1E, sin_N1E = cos_NE[:, None, :half], sin_NE[:, None, :half]  # both halves are the same
+    cos_N1E, sin_N1E = cos_NE[:, None, :half], sin_NE[:, None, :half]
     first, second = heads_NHE[..., :half], heads_NHE[..., half:]
     turned = torch.empty(heads_NHE.shape, dtype=heads_NHE.dtype, device=heads_NHE.device)
     sign = -1.0 if back else 1.0
@@ -219,7 +245,9 @@ def _turn(heads_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, *, back: bool) -> T
 
 
 def rotated(heads_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    """Queries or keys (N, H, E) with their positions. Source: Su et al. 2021, "RoFormer", eq. 34, with the pairs half a
-    head apart, as Llama has them.
+    """Queries or keys (N, H, E) with their positions, whose angles (N, E) are the same in both halves.
+
+    Source: Su et al. 2021, "RoFormer", eq. 34, with the pairs half a head apart, as Llama has them.
     """
+    assert cos_NE.shape[-1] == sin_NE.shape[-1] == heads_NHE.shape[-1], "a rotation of a part of each head"
     return cast("Tensor", _Rotated.apply(heads_NHE, cos_NE, sin_NE))  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ Legend: R sequences of S tokens, N = R S, D hidden size, H heads, E head dimensi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +22,35 @@ from transformers import PreTrainedModel
 from stackllama.model.attention import ForestPlan, KeyValueCache, forest_attention
 from stackllama.model.fused import Gated, Given, Layer, Made, Normed, linears, made_input, rotated
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+FAMILIES: dict[str, Callable[[Any], int | None]] = {
+    "llama": lambda _: None,  # whatever its configuration may say beside
+    "mistral": lambda attention: attention.config.sliding_window,
+    "qwen2": lambda attention: attention.sliding_window,
+}
 """Model types whose layers are: norm, attention with rotary positions, norm, gated feed-forward; each added to the
-residual stream as it is.
+residual stream as it is. And where each has the window of a layer's attention.
 """
 
 
 def reads(decoder: PreTrainedModel) -> bool:
     """Whether this forward is that of the decoder."""
-    config = decoder.config
-    plain = config.model_type in FAMILIES and config.hidden_act == "silu"
-    return plain and getattr(config, "pretraining_tp", 1) == 1
+    return decoder.config.model_type in FAMILIES and decoder.config.hidden_act == "silu"
+
+
+CastLayers = dict[tuple[nn.Module, bool], Layer]
+"""Linear modules, with and without gradients, as `linears` takes them: good until a weight changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a pass through a decoder works with: the precision of the matrix products, and what attention is given."""
+    """What a pass through a decoder works with: the precision of the matrix products, what attention is given, and the
+    layers that were cast to the precision before.
+    """
 
     precision: torch.dtype
     plan: ForestPlan | None
     cache: KeyValueCache | None
+    cast: CastLayers
 
 
 def hidden_states(
@@ -49,7 +59,7 @@ def hidden_states(
     """Final hidden states (R, S, D); or, of the one row of a forest, those at some places (1, N, D)."""
     hidden_RSD = decoder.embed_tokens(tokens_RS)
     # What turns queries and keys: worked out in fp32, used in the precision that these have.
-    cos_RSE, sin_RSE = decoder.rotary_emb(hidden_RSD.to(how.precision), position_ids=positions_RS)
+    cos_RSE, sin_RSE = decoder.rotary_emb(hidden_RSD.new_empty(0, dtype=how.precision), position_ids=positions_RS)
     turn = (cos_RSE.flatten(0, 1), sin_RSE.flatten(0, 1))
     for number, layer in enumerate(decoder.layers):
         wanted = places_N if number == len(decoder.layers) - 1 else None
@@ -68,11 +78,11 @@ def _layer(layer: Any, hidden_RSD: Tensor, turn: tuple[Tensor, Tensor], how: Pas
     attended_ND = _attended(layer, hidden_ND, (rows, steps), turn, how)
     if places_N is not None:
         hidden_ND, attended_ND = hidden_ND[places_N], attended_ND[places_N]
-    (mixed_ND,) = _through(Given(), (attended_ND,), how.precision, layer.self_attn.o_proj)
+    (mixed_ND,) = _through(Given(), (attended_ND,), how, layer.self_attn.o_proj)
     hidden_ND = hidden_ND + mixed_ND
     normed = Normed(norm.variance_epsilon, how.precision)
-    gate_NF, up_NF = _through(normed, (hidden_ND, norm.weight), how.precision, feed.gate_proj, feed.up_proj)
-    (fed_ND,) = _through(Gated(), (gate_NF, up_NF), how.precision, feed.down_proj)
+    gate_NF, up_NF = _through(normed, (hidden_ND, norm.weight), how, feed.gate_proj, feed.up_proj)
+    (fed_ND,) = _through(Gated(), (gate_NF, up_NF), how, feed.down_proj)
     return (hidden_ND + fed_ND).view(rows, -1, width)
 
 
@@ -81,7 +91,7 @@ def _attended(layer: Any, hidden_ND: Tensor, shape: tuple[int, int], turn: tuple
     attention, norm = layer.self_attn, layer.input_layernorm
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     normed = Normed(norm.variance_epsilon, how.precision)
-    projected = _through(normed, (hidden_ND, norm.weight), how.precision, *projections)
+    projected = _through(normed, (hidden_ND, norm.weight), how, *projections)
     query, key, value = (one.view(len(one), -1, attention.head_dim) for one in projected)
     query, key, value = (
         one.unflatten(0, shape).transpose(1, 2) for one in (rotated(query, *turn), rotated(key, *turn), value)
@@ -96,26 +106,21 @@ def _attended(layer: Any, hidden_ND: Tensor, shape: tuple[int, int], turn: tuple
         dropout=attention.attention_dropout if attention.training else 0.0,
         forest_plan=how.plan,
         key_value_cache=how.cache,
-        sliding_window=_window(attention),
+        sliding_window=FAMILIES[attention.config.model_type](attention),
     )
     return attended.reshape(len(hidden_ND), -1)
 
 
-def _window(attention: Any) -> int | None:
-    # Some families have it by layer, others for all of them.
-    place = attention if hasattr(attention, "sliding_window") else attention.config
-    window: int | None = getattr(place, "sliding_window", None)
-    return window
-
-
-def _through(
-    made: Made, sources: tuple[Tensor, ...], precision: torch.dtype, *modules: nn.Module
-) -> tuple[Tensor, ...]:
+def _through(made: Made, sources: tuple[Tensor, ...], how: Pass, *modules: nn.Module) -> tuple[Tensor, ...]:
     """The outputs of linear modules, those of peft's with the adapters that are switched on."""
     if any(_drops(module) for module in modules):  # every adapter sees another input then: peft's own way
         input_ND = made_input(made, sources)
         return tuple(module(input_ND) for module in modules)
-    return linears(made, sources, [_layer_of(module, precision) for module in modules])
+    graded = torch.is_grad_enabled()
+    for module in modules:
+        if (module, graded) not in how.cast:
+            how.cast[module, graded] = _layer_of(module, how.precision)
+    return linears(made, sources, [how.cast[module, graded] for module in modules])
 
 
 def _active(module: nn.Module) -> list[str]:
@@ -132,9 +137,11 @@ def _drops(module: Any) -> bool:
 def _layer_of(module: Any, precision: torch.dtype) -> Layer:
     base = module.get_base_layer() if isinstance(module, LoraLayer) else module
     weight, bias = base.weight.to(precision), None if base.bias is None else base.bias.to(precision)
-    names = _active(module)
-    if not names:
-        return Layer(weight, bias)
-    up_OR = torch.cat([module.lora_B[name].weight * module.scaling[name] for name in names], dim=1)
-    down_RD = torch.cat([module.lora_A[name].weight for name in names])
-    return Layer(weight, bias, up_OR.to(precision), down_RD.to(precision))
+    adapters = {
+        name: (
+            (module.lora_B[name].weight * module.scaling[name]).to(precision),
+            module.lora_A[name].weight.to(precision),
+        )
+        for name in _active(module)
+    }
+    return Layer(weight, bias, adapters)

@@ -95,7 +95,7 @@ class Role:
     ) -> Tensor:
         decoder = self._model.base_model
         if llama.reads(decoder):
-            how = llama.Pass(self._trunk.precision, plan, cache)
+            how = llama.Pass(self._trunk.precision, plan, cache, self._trunk.cast)
             hidden = llama.hidden_states(decoder, tokens, positions, how, places_N)
         else:
             output = decoder(
@@ -170,6 +170,7 @@ class Trunk:
         self._adapters: dict[str, LoRA] = {}
         self._copies: dict[str, PreTrainedModel] = {}
         self._active: str | None = None
+        self.cast: llama.CastLayers = {}  # while a role is entered
         model.requires_grad_(False)
 
     def add_adapter(self, role: str, lora: LoRA, *, seed: int) -> None:
@@ -261,6 +262,7 @@ class Trunk:
                 yield Role(self, role, model)
         finally:
             self._active = None
+            self.cast.clear()
 
     def backward_check(self, role: str) -> _BackwardCheck:
         """A hook for a role's hidden states that raises when the backward comes outside the role."""

@@ -10,7 +10,8 @@ loss sees (Eisenstein et al. 2023, eq. 2). A *length penalty* c lets c * log(tok
 so that the score learns what length leaves over: the loss of a pair is -log sigmoid(score of the better - score of the
 worse - margin + c * log(tokens of the better / tokens of the worse)). That is the regularization of Park et al. 2024
 ("Disentangling length from quality in direct preference optimization") for a reward model, with log tokens for tokens.
-Where a score can be linear in log tokens, its slope at the minimum is exactly c less, and nothing else changes.
+Where a score can be linear in log tokens, the slope at the minimum of this loss alone is exactly c less, and nothing
+else changes.
 """
 
 from __future__ import annotations
