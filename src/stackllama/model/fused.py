@@ -95,7 +95,7 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer: its weight, its bias or None, and the adapters on it by name: up (O, R), scaled, and down (R, D)."""
+    """A linear layer: its weight, its bias or None, and by name the adapters on it: up (O, R), scaled; down (R, D)."""
 
     weight_OD: Tensor
     bias_O: Tensor | None
