@@ -12,7 +12,7 @@ input, H heads, E head dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -120,15 +120,23 @@ def linears(made: Made, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     downs = [layer.down_RD for layer in adapted if layer.down_RD is not None]
     down_RD = torch.cat(downs) if downs else None
     tensors = (*made.sources, down_RD, *(part for one in layers for part in (one.weight_OD, one.bias_O, one.up_OR)))
-    return cast("tuple[Tensor, ...]", _Linears.apply(made, len(layers), *tensors))  # type: ignore[no-untyped-call]
+    bare, own = _without_sources(made), len(made.sources)
+    return cast("tuple[Tensor, ...]", _Linears.apply(bare, own, len(layers), *tensors))  # type: ignore[no-untyped-call]
+
+
+def _without_sources(made: Made) -> Made:
+    """How the input is made, alone. A graph's node lives as long as its loss does: sources that stood in it would be
+    kept after its backward, when what autograd saved is long gone.
+    """
+    bare: Made = replace(cast("Any", made), sources=())
+    return bare
 
 
 class _Linears(torch.autograd.Function):
     """x W' + b + (x down') up' for every layer, where x is made and thrown away."""
 
     @staticmethod
-    def forward(ctx: Any, made: Made, count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        own = len(made.sources)
+    def forward(ctx: Any, made: Made, own: int, count: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
         input_ND = made.make(*cast("tuple[Tensor, ...]", sources))
         low_NR = None if down_RD is None else linear(input_ND, down_RD)
@@ -149,7 +157,7 @@ class _Linears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, low_NR = ctx.saved_tensors
         own: int = ctx.sources
-        wanted: Sequence[bool] = ctx.needs_input_grad[2:]
+        wanted: Sequence[bool] = ctx.needs_input_grad[3:]
         sources, down_RD, parts = tensors[:own], tensors[own], tensors[own + 1 :]
         layers = list(_by_layer(parts, ctx.count))
         wanted_by_layer = list(_by_layer(wanted[own + 1 :], ctx.count))
@@ -175,15 +183,15 @@ class _Linears(torch.autograd.Function):
             ]
         d_down = d_low.T @ input_ND if d_low is not None and input_ND is not None and wanted[own] else None
         if d_input is None:
-            return None, None, *[None] * own, d_down, *d_parts
+            return None, None, None, *[None] * own, d_down, *d_parts
         if d_low is not None:
             d_input.addmm_(d_low, down_RD)
-        return None, None, *ctx.made.backward(d_input, wanted[:own], *sources), d_down, *d_parts
+        return None, None, None, *ctx.made.backward(d_input, wanted[:own], *sources), d_down, *d_parts
 
 
 def made_input(made: Made) -> Tensor:
     """The input (N, D) itself, differentiable in its sources."""
-    return cast("Tensor", _Input.apply(made, *made.sources))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _Input.apply(_without_sources(made), *made.sources))  # type: ignore[no-untyped-call]
 
 
 class _Input(torch.autograd.Function):
