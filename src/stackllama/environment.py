@@ -55,13 +55,15 @@ def processor_features() -> list[str]:
 
 def available_memory() -> int:
     """Bytes that this process may have in all: what it holds, what is free, and no more than its limits allow."""
-    own = psutil.Process().memory_info().rss
-    found = [psutil.virtual_memory().available + own]
+    held = psutil.Process().memory_info()
+    found = [psutil.virtual_memory().available + held.rss]
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         text = limit.read_text("utf-8").strip() if limit.is_file() else ""
         found += [int(text)] if text.isdigit() else []
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return min([*found, *([] if soft == resource.RLIM_INFINITY else [soft])])
+    if soft != resource.RLIM_INFINITY:  # it counts addresses, also those behind which there is no memory
+        found.append(soft - (held.vms - held.rss))
+    return max(0, min(found))
 
 
 def _cpuinfo(key: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ from stackllama.model.memory import PARTS, Machine, Method, Moment, Shape
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.recipe_load import with_values
-from stackllama.rollout.engine import Sampling
+from stackllama.rollout.engine import SLOTS
 from stackllama.tokens.forest import Tree, plant, root_targets
 from stackllama.train.optim import make_optimizer
 
@@ -130,7 +130,7 @@ def _reward(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     section, roles = recipe.ppo, [method(recipe.reward), method(recipe.ppo)]
     requests = section.prompts_per_step * section.samples_per_prompt
-    sequences = min(Sampling.__dataclass_fields__["slots"].default, requests)
+    sequences = min(SLOTS, requests)
     tree = section.max_prompt_tokens + section.samples_per_prompt * section.max_new_tokens
     tokens = min(recipe.compute.row_tokens, tree * math.ceil(section.prompts_per_step / section.minibatches))
     samples = min(section.samples_per_prompt, max(1, (tokens - section.max_prompt_tokens) // section.max_new_tokens))
@@ -151,7 +151,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     roles = [method(recipe.reward), method(recipe.reward), method(recipe.ppo)]
-    sequences = min(Sampling.__dataclass_fields__["slots"].default, recipe.evaluate.prompts)
+    sequences = min(SLOTS, recipe.evaluate.prompts)
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
     yield _loading(recipe, shape, machine, first=False)
@@ -183,15 +183,19 @@ def peaks(recipe: Recipe, *, program: int, gpus: int = 0) -> dict[str, Moment]:
     return {stage: max(moments, key=lambda moment: moment.peak) for stage, moments in found.items()}
 
 
-def setting_to_change(recipe: Recipe, limit: int, *, program: int, gpus: int = 0) -> Change | None:
-    """The least change that makes every stage fit into so many bytes, tried by predicting again; None: nothing does.
+def setting_to_change(
+    recipe: Recipe, limit: int, *, program: int, gpus: int = 0, stage: str | None = None
+) -> Change | None:
+    """The first change that makes every stage, or the one named, fit into so many bytes, tried by predicting again;
+    None: nothing does.
 
     Tried in this order, each on top of nothing: shorter rows, adapters instead of all weights, both, smaller bases.
     """
     for values in _changes(recipe):
         try:
             changed = with_values(recipe, values)
-            peak = max(moment.peak for moment in peaks(changed, program=program, gpus=gpus).values())
+            found = peaks(changed, program=program, gpus=gpus)
+            peak = max(moment.peak for name, moment in found.items() if stage in (None, name))
         except (RecipeError, ModelError):  # such as rows shorter than the longest text, or a base that is not installed
             continue
         if peak <= limit:
@@ -246,9 +250,9 @@ def plan(recipe: Recipe, *, gpus: int, limit: int | None) -> Iterator[str]:
         yield advice(recipe, there, program=program, gpus=gpus)
 
 
-def advice(recipe: Recipe, limit: int, *, program: int, gpus: int = 0) -> str:
-    """A sentence that names the setting to change so that a recipe fits into so many bytes."""
-    change = setting_to_change(recipe, limit, program=program, gpus=gpus)
+def advice(recipe: Recipe, limit: int, *, program: int, gpus: int = 0, stage: str | None = None) -> str:
+    """A sentence that names the setting to change so that a recipe, or one stage, fits into so many bytes."""
+    change = setting_to_change(recipe, limit, program=program, gpus=gpus, stage=stage)
     if change is None:
         return f"no setting makes it fit into {human(limit)}; take a machine with more memory"
     return str(change)
@@ -269,8 +273,9 @@ def explain_out_of_memory(error: BaseException, recipe: Recipe, command: str) ->
         program = program_bytes()
     found = peaks(recipe, program=program)
     moment = found[command]
+    told = advice(recipe, min(there, moment.peak - 1), program=program, stage=command)
     return TooLittleMemoryError(
         f"memory ran out in {command}, which is predicted to need {human(moment.peak)} (most of it while "
-        f"{moment.what}); there are {human(there)}. {advice(recipe, min(there, moment.peak - 1), program=program)}. "
+        f"{moment.what}); there are {human(there)}. {told}. "
         f"`stackllama plan` shows the parts ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     )

@@ -56,7 +56,7 @@ def prediction(how: argparse.Namespace, precision: torch.dtype) -> memory.Moment
     shape = memory.shape_of(base_config(how.base, vocabulary=VOCABULARY))
     machine = memory.Machine(program_bytes(), 4 if full else precision.itemsize, precision.itemsize)
     half = how.longest // 2
-    row = memory.full_row(how.row_tokens, *([how.longest] if sft else [half, (half, half)]))  # type: ignore[arg-type]
+    row = memory.full_row(how.row_tokens, *([how.longest] if sft else [half, (half, half)]))
     method = memory.Method() if full else memory.Method(RANK, TARGETS)
     scored = row[-1].stop if sft else 0
     return max(

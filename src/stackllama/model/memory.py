@@ -58,6 +58,8 @@ HOLES = 0.45
 """Bytes of holes for each byte of kept activations: glibc 2.36 on x86-64; 0.36 to 0.52 over the cases of
 docs/memory.md. With every block mapped by itself (MALLOC_MMAP_THRESHOLD_=65536) it is 0, and training half as fast.
 """
+MAPPED = 32 << 20
+"""Bytes from which glibc takes a block from the system and gives it back: such blocks leave no holes."""
 PLACE = 9
 """Bytes of a plan for each query and key of a block: int64 distance, bool mask."""
 
@@ -345,11 +347,13 @@ def _attention(shape: Shape, machine: Machine, row: Sequence[Segment], *, backwa
             for s, q, length in groups
         )
 
-    total = work(2 * FP32 + cast, 2, 2) + PLACE * sum(s * q * length for s, q, length in groups)
-    if backward:
-        whole = row[-1].stop * (across * numbers + 2 * narrow * FP32)
-        total += work(3 * FP32 + 2 * cast, 5, 3) + whole
-    return total
+    plan = PLACE * sum(s * q * length for s, q, length in groups)
+    forward = work(2 * FP32 + cast, 2, 2)
+    if not backward:
+        return plan + forward
+    back = work(3 * FP32 + 2 * cast, 5, 3) + row[-1].stop * (across * numbers + 2 * narrow * FP32)
+    largest = max(s * q * length * shape.heads * FP32 for s, q, length in groups)
+    return plan + (max(forward, back) if machine.gpus or largest > MAPPED else forward + back)
 
 
 def _head(shape: Shape, machine: Machine, scored: int, *, slopes: bool, trained: bool) -> int:
