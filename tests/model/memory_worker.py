@@ -25,7 +25,7 @@ from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.base import Objective
 from stackllama.objectives.reward import HEAD, RewardObjective
 from stackllama.objectives.sft import SftObjective
-from stackllama.planning import program_bytes
+from stackllama.planning import measured_program
 from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.sources import PairedTree, reward_source, sft_source
@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
 def prediction(how: argparse.Namespace, precision: torch.dtype) -> memory.Moment:
     full, sft = how.method == "full", how.stage == "sft"
     shape = memory.shape_of(base_config(how.base, vocabulary=VOCABULARY))
-    machine = memory.Machine(program_bytes(), 4 if full else precision.itemsize, precision.itemsize)
+    machine = memory.Machine(measured_program(), 4 if full else precision.itemsize, precision.itemsize)
     half = how.longest // 2
     row = memory.full_row(how.row_tokens, *([how.longest] if sft else [half, (half, half)]))
     method = memory.Method() if full else memory.Method(RANK, TARGETS)
