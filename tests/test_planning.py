@@ -83,6 +83,7 @@ sys.exit(main(["sft", *sys.argv[1:]]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of the address space is Linux's")
+@pytest.mark.slow
 def test_memory_that_runs_out_in_training_names_the_setting(tmp_path: Path) -> None:
     # A row of 16,384 tokens keeps about 48 kB a token in this model: 790 MB, where 600 MB are left.
     words = [
