@@ -75,7 +75,7 @@ def base_config(model: str, *, revision: str | None = None, vocabulary: int = 40
     fetched. Raises ModelError where there is none.
     """
     if model == EMBEDDED:
-        return read_config(_EMBEDDED_FOLDER)
+        return read_config(_embedded_folder())
     if is_size(model):
         return random_config(model, vocabulary)
     path = smollm2.find_gguf() if model == smollm2.NAME else Path(model).expanduser()
@@ -87,17 +87,18 @@ def base_config(model: str, *, revision: str | None = None, vocabulary: int = 40
     return read_config(_hub_folder(model, revision, ["config.json"]))
 
 
-_EMBEDDED_FOLDER = Path(stackllama.__file__).parent / "assets" / "embedded-base"
-
-
-def _embedded(dtype: torch.dtype, attention: str) -> LoadedBase:
-    folder = _EMBEDDED_FOLDER
+def _embedded_folder() -> Path:
+    folder = Path(stackllama.__file__).parent / "assets" / "embedded-base"
     if not folder.is_dir():
         raise ModelError(
             f"the embedded base is not at {folder}: this installation is incomplete; install stackllama again, "
             "or make the base with `stackllama run recipes/embedded-base.yaml`"
         )
-    return replace(load_model(folder, dtype, attention=attention), source=EMBEDDED)
+    return folder
+
+
+def _embedded(dtype: torch.dtype, attention: str) -> LoadedBase:
+    return replace(load_model(_embedded_folder(), dtype, attention=attention), source=EMBEDDED)
 
 
 def _random(
