@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "export",
         "assembly",
         "stages",
+        "planning",
         "chat",
         "scoring",
         "doctor",

@@ -34,8 +34,10 @@ DATA_COMMANDS = {
 }
 """What `data` does beside running its stage, with the help of each."""
 
-TAKE_OVERRIDES = (("quickstart",), ("run",), *((stage,) for stage in STAGES), ("recipe", "show"))
+TAKE_OVERRIDES = (("quickstart",), ("run",), ("plan",), *((stage,) for stage in STAGES), ("recipe", "show"))
 VALUED, FLAGS = ("name", "seed", "folder"), ("help", "allow-truncated")
+PLAN_VALUED = ("gpus", "memory")
+"""Options of `plan` that are no keys of a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"--{key} needs a value, as in --{key} VALUE or --{key}=VALUE")
             value = rest.pop(0)
-        if key in VALUED:
+        if key in VALUED or (key in PLAN_VALUED and words[0] == "plan"):
             own.append(f"--{key}={value}")
         else:
             overrides[key.replace("-", "_")] = value
@@ -105,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.choices["data"]
     others = "".join(f"\n  stackllama data {name:<8}{text}" for name, text in DATA_COMMANDS.items())
     data.epilog = f"{data.epilog}\n\nbeside the stage:{others}"
+    _plan_options(_add_recipe_command(commands, "plan", "predict the memory of each stage, and what to change"))
     _run_option(_add(commands, "report", "write runs/NAME/report.html"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
@@ -143,7 +146,7 @@ def _add_recipe_command(
     *,
     command: str | None = None,
     recipe: bool = True,
-) -> None:
+) -> argparse.ArgumentParser:
     parser = _add(commands, name, text, command=command)
     parser.epilog, parser.formatter_class = OVERRIDES, argparse.RawDescriptionHelpFormatter
     if recipe:
@@ -154,6 +157,27 @@ def _add_recipe_command(
     parser.add_argument("--seed", metavar="N", help="the run's seed (default: the recipe's)")
     parser.add_argument("--folder", metavar="FOLDER", help="where runs are kept (default: runs)")
     parser.add_argument("--allow-truncated", action="store_true", help="use a dump that breaks off, up to its last row")
+    return parser
+
+
+def _gigabytes(text: str) -> int:
+    """A converter for argparse: bytes of so many GB (10^9), above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of GB above 0, such as 24")
+    return int(value * 1e9)
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus", type=_at_least(0), default=0, metavar="N", help="for so many GPUs that share it (default: 0, the CPU)"
+    )
+    parser.add_argument(
+        "--memory", type=_gigabytes, metavar="GB", help="what there is, of each GPU (default: what this machine has)"
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -156,6 +156,16 @@ def data(arguments: Arguments) -> None:
         say_next(*following)
 
 
+def plan(arguments: Arguments) -> None:
+    """`plan RECIPE`: what each stage will take of memory, whether it fits, and what to change if not."""
+    recipe = _load(arguments)
+    from stackllama import planning
+
+    for line in planning.plan(recipe, gpus=arguments.options.gpus, limit=arguments.options.memory):
+        print(line)
+    say_next("run", arguments.options.recipe)
+
+
 def doctor(_: Arguments) -> None:
     """`doctor`: what this machine has and lacks."""
     from stackllama.doctor import examine
@@ -205,6 +215,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "chat": chat,
     "score": score,
     **{f"data {name}": data for name in DATA_COMMANDS},
+    "plan": plan,
     "doctor": doctor,
     "recipe show": recipe_show,
     "recipe reference": recipe_reference,
@@ -247,7 +258,25 @@ def _run_stage(command: str, recipe: Recipe, opened: Run) -> None:
         say(f"{command}: complete already, kept (delete {opened.folder / names[0]} to make it again)")
         return
     opened.require(names[0])
-    _stage_functions()[command](recipe, opened)
+    function = _stage_functions()[command]
+    try:
+        function(recipe, opened)
+    except (MemoryError, RuntimeError) as error:  # torch's errors of memory are RuntimeErrors
+        failed = error
+    else:
+        return
+    # Outside of the handler: what the failed stage still holds goes first.
+    _explain_out_of_memory(failed, recipe, command)
+
+
+def _explain_out_of_memory(error: Exception, recipe: Recipe, command: str) -> None:
+    """Raise the error that names the setting to change where memory ran out, and the error itself where it did not."""
+    from stackllama import planning
+
+    if not planning.is_out_of_memory(error):
+        raise error
+    error.__traceback__ = None  # its frames hold the tensors
+    raise planning.explain_out_of_memory(error, recipe, command) from None
 
 
 def _explain_full_disk(error: Exception) -> int:

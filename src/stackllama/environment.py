@@ -1,12 +1,15 @@
-"""What decides bits beside recipe and data: versions, thread count, processor features."""
+"""The machine: what decides bits beside recipe and data (versions, threads, processor features), and its memory."""
 
 from __future__ import annotations
 
 import platform
+import resource
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = ("stackllama", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
@@ -48,6 +51,19 @@ def processor_features() -> list[str]:
     """Which of FEATURES the processor has; empty where the system does not say."""
     line = next(_cpuinfo("flags"), "") or next(_cpuinfo("Features"), "")
     return [name for name in FEATURES if name in line.split()]
+
+
+def available_memory() -> int:
+    """Bytes that this process may have in all: what it holds, what is free, and no more than its limits allow."""
+    held = psutil.Process().memory_info()
+    found = [psutil.virtual_memory().available + held.rss]
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        text = limit.read_text("utf-8").strip() if limit.is_file() else ""
+        found += [int(text)] if text.isdigit() else []
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:  # it counts addresses, also those behind which there is no memory
+        found.append(soft - (held.vms - held.rss))
+    return max(0, min(found))
 
 
 def _cpuinfo(key: str) -> Iterator[str]:

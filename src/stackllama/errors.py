@@ -8,7 +8,8 @@
     ├── ModelError             the base model: unknown, not supported, a tokenizer that does not match
     ├── CheckpointError        a checkpoint: incomplete, from another run, a key missing or too many
     ├── RunError               the run folder: locked, other recipe, stage missing, disk full
-    └── TrainingError          training itself: NaN, a role entered out of order, nothing to train on
+    ├── TrainingError          training itself: NaN, a role entered out of order, nothing to train on
+    └── TooLittleMemoryError   memory ran out: what was done, what it needs, what there is, the setting to change
 
 Each message says what was given, what is wrong with it, and what to do. Broken invariants of the code itself are
 `assert`s and stay outside this tree.
@@ -74,3 +75,7 @@ class RunError(StackllamaError):
 
 class TrainingError(StackllamaError):
     """Training cannot go on."""
+
+
+class TooLittleMemoryError(StackllamaError):
+    """The machine, or a GPU of it, has less memory than a stage needs."""

@@ -62,6 +62,20 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) 
         raise RecipeError("\n".join(_explain(error, origin))) from error
 
 
+def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
+    """The recipe with other values at dotted keys, as texts.
+
+    Errors: RecipeError where the recipe that this makes would not load.
+    """
+    changed = recipe.model_dump(mode="json", by_alias=True)
+    for key, text in values.items():
+        _put(changed, key, parse_value(text))
+    try:
+        return Recipe.model_validate(changed)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(error, Origin(recipe.name, {}, frozenset(values))))) from error
+
+
 def find_recipe(recipe: str) -> Path:
     """The file of a recipe: a path, or the name of a recipe that comes with the package.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stackllama.model.attention import Rule, probabilities
-from stackllama.tokens.forest import Forest
+from stackllama.tokens.forest import Forest, Segment
 
 QUERY_CHUNK = 128
 # A group may pad its blocks to this multiple of their real area: beyond it, a second small batch is cheaper than the
@@ -79,9 +79,21 @@ class _Block:
 
 def plan_blocks(forest: Forest) -> BlockPlan:
     """Cut a row into block groups."""
+    return BlockPlan(tuple(_batch(group, forest.positions_T) for group in _groups(forest.segments)))
+
+
+def block_shapes(segments: Sequence[Segment]) -> list[tuple[int, int, int]]:
+    """(S, Q, L) of each block group of a row of these segments: what attention works on, before there is a row."""
+    return [
+        (len(group), max(len(block.queries) for block in group), max(block.key_count for block in group))
+        for group in _groups(segments)
+    ]
+
+
+def _groups(segments: Sequence[Segment]) -> list[list[_Block]]:
     blocks = [
         _Block(range(start, stop), keys)
-        for segment in forest.segments
+        for segment in segments
         for start in range(segment.start, segment.stop, QUERY_CHUNK)
         for stop in (min(start + QUERY_CHUNK, segment.stop),)
         for keys in (
@@ -97,7 +109,7 @@ def plan_blocks(forest: Forest) -> BlockPlan:
             groups[-1].append(block)
         else:
             groups.append([block])
-    return BlockPlan(tuple(_batch(group, forest.positions_T) for group in groups))
+    return groups
 
 
 def _fits(group: Sequence[_Block], block: _Block) -> bool:

@@ -42,7 +42,7 @@ def load_model(
     forests, and where weights, configuration and tokenizer do not belong together.
     """
     check_attention(attention)
-    config = _read_config(folder)
+    config = read_config(folder)
     check_supported(config)
     _check_weights(folder)
     tokenizer = Tokenizer.load(folder)
@@ -111,7 +111,8 @@ def check_attention(attention: str) -> None:
         raise ModelError(f"no attention named {attention!r} is registered; allowed: {', '.join(sorted(known))}")
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model folder. Raises ModelError where there is none, or one that cannot be used."""
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from stackllama.errors import ModelError
 from stackllama.model.folder import quiet
@@ -54,6 +54,16 @@ def load_gguf(path: Path, *, dtype: torch.dtype, attention: str = "eager") -> tu
             raise ModelError(
                 f"transformers cannot read {path}: {error!r}; fetch it again, or use the model's safetensors files"
             ) from error
+
+
+def gguf_config(path: Path) -> PretrainedConfig:
+    """The configuration that the file describes; its weights are not read. Raises ModelError where it has none."""
+    try:
+        with tempfile.TemporaryDirectory() as alone, quiet():
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            return AutoConfig.from_pretrained(alone, gguf_file=path.name)
+    except Exception as error:
+        raise ModelError(f"transformers cannot read {path}: {error!r}; fetch it again") from error
 
 
 def _model(folder: str, path: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:

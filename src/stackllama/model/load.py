@@ -20,13 +20,14 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 import stackllama
 from stackllama.errors import ModelError
 from stackllama.model import smollm2
-from stackllama.model.folder import PICKLE_SUFFIXES, LoadedBase, load_model, quiet, save_model
-from stackllama.model.gguf_file import load_gguf
-from stackllama.model.random_init import is_size, random_llama
+from stackllama.model.folder import PICKLE_SUFFIXES, LoadedBase, load_model, quiet, read_config, save_model
+from stackllama.model.gguf_file import gguf_config, load_gguf
+from stackllama.model.random_init import is_size, random_config, random_llama
 from stackllama.model.support import check_supported, usable_context
 from stackllama.tokens.tokenizer import Tokenizer
 
@@ -69,14 +70,35 @@ def load_base(
     return _hub(model, revision, dtype, attention)
 
 
-def _embedded(dtype: torch.dtype, attention: str) -> LoadedBase:
+def base_config(model: str, *, revision: str | None = None, vocabulary: int = 4096) -> PretrainedConfig:
+    """The configuration of the model that `model` names, without its weights; of a Hub id, its config.json alone is
+    fetched. Raises ModelError where there is none.
+    """
+    if model == EMBEDDED:
+        return read_config(_embedded_folder())
+    if is_size(model):
+        return random_config(model, vocabulary)
+    path = smollm2.find_gguf() if model == smollm2.NAME else Path(model).expanduser()
+    if path.is_dir():
+        return read_config(path)
+    if path.is_file():
+        _check_file(path)
+        return gguf_config(path)
+    return read_config(_hub_folder(model, revision, ["config.json"]))
+
+
+def _embedded_folder() -> Path:
     folder = Path(stackllama.__file__).parent / "assets" / "embedded-base"
     if not folder.is_dir():
         raise ModelError(
             f"the embedded base is not at {folder}: this installation is incomplete; install stackllama again, "
             "or make the base with `stackllama run recipes/embedded-base.yaml`"
         )
-    return replace(load_model(folder, dtype, attention=attention), source=EMBEDDED)
+    return folder
+
+
+def _embedded(dtype: torch.dtype, attention: str) -> LoadedBase:
+    return replace(load_model(_embedded_folder(), dtype, attention=attention), source=EMBEDDED)
 
 
 def _random(
@@ -92,9 +114,15 @@ def _random(
 
 
 def _file(path: Path, dtype: torch.dtype, attention: str) -> LoadedBase:
+    _check_file(path)
+    model, tokenizer = load_gguf(path, dtype=dtype, attention=attention)
+    return LoadedBase(model, tokenizer, f"GGUF file {path}", usable_context(model.config))
+
+
+def _check_file(path: Path) -> None:
+    """Raise ModelError for what is no GGUF file."""
     if path.suffix.lower() == ".gguf":
-        model, tokenizer = load_gguf(path, dtype=dtype, attention=attention)
-        return LoadedBase(model, tokenizer, f"GGUF file {path}", usable_context(model.config))
+        return
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"{path} is a pickle, which can run code and is never read here; give safetensors or GGUF")
     raise ModelError(
@@ -104,6 +132,18 @@ def _file(path: Path, dtype: torch.dtype, attention: str) -> LoadedBase:
 
 def _hub(model: str, revision: str | None, dtype: torch.dtype, attention: str) -> LoadedBase:
     """A snapshot of a Hub repository, JSON and safetensors only, read as a local folder."""
+    folder = _hub_folder(model, revision, _HUB_FILES)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{model!r} on the Hugging Face Hub has no safetensors weights (pickles are never read); "
+            "give a revision that has them, such as refs/pr/1, or another model"
+        )
+    loaded = load_model(folder, dtype, attention=attention, strict=False)
+    return replace(loaded, source=f"Hugging Face Hub {model} at {folder.name}")
+
+
+def _hub_folder(model: str, revision: str | None, files: list[str]) -> Path:
+    """The folder with these files of a Hub repository, fetched where they are not here yet."""
     if not _HUB_ID.fullmatch(model) or Path(model).suffix.lower() in {".gguf", ".safetensors", *PICKLE_SUFFIXES}:
         raise ModelError(f"there is no file or folder {model!r}{_hint(model)}; {_ALLOWED}")
     from huggingface_hub import constants, snapshot_download
@@ -111,9 +151,7 @@ def _hub(model: str, revision: str | None, dtype: torch.dtype, attention: str) -
 
     try:
         with quiet():
-            folder = Path(
-                snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT)
-            )
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=files, ignore_patterns=_HUB_NOT))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         if constants.is_offline_mode():
             why = "the Hub is switched off by HF_HUB_OFFLINE (read at start: unset it and start again)"
@@ -123,13 +161,7 @@ def _hub(model: str, revision: str | None, dtype: torch.dtype, attention: str) -
             f"there is no file or folder {model!r}{_hint(model)}, and it could not be had from the Hugging Face Hub: "
             f"{why}; {_ALLOWED}"
         ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{model!r} on the Hugging Face Hub has no safetensors weights (pickles are never read); "
-            "give a revision that has them, such as refs/pr/1, or another model"
-        )
-    loaded = load_model(folder, dtype, attention=attention, strict=False)
-    return replace(loaded, source=f"Hugging Face Hub {model} at {folder.name}")
+    return folder
 
 
 _ALLOWED = (

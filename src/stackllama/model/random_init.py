@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -69,16 +70,9 @@ def random_llama(
 
     The weights are drawn in fp32 and then rounded to `dtype`. Raises ModelError for an impossible size.
     """
-    shape = shape_for(size)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
+    config = random_config(
+        size,
+        tokenizer.vocab_size,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
@@ -88,3 +82,22 @@ def random_llama(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     return model.to(dtype).eval()
+
+
+def random_config(size: str, vocabulary: int, **more: Any) -> LlamaConfig:
+    """The configuration of a size with a vocabulary of so many tokens, and what `more` sets.
+
+    Raises ModelError for an impossible size.
+    """
+    shape = shape_for(size)
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        **more,
+    )

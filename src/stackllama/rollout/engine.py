@@ -22,6 +22,8 @@ from stackllama.tokens.forest import Tree, plant
 
 # The batch is packed together when this share of its rows has finished: each packing copies the cache.
 COMPACT_AT = 0.25
+SLOTS = 64
+"""Sequences that grow at a time, unless it is said otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Sampling:
     seed: int
     max_new_tokens: int
     eos_id: int
-    slots: int = 64
+    slots: int = SLOTS
     temperature: float = 1.0
     top_p: float = 1.0
 

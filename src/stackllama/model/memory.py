@@ -1,0 +1,373 @@
+"""How much memory a stage will take, counted from the shape of its model before any weight is loaded.
+
+A stage is a few *moments* (loading, training, sampling, ...). A moment is bytes by named part, all alive together; the
+stage's peak is its largest moment. Counted from what the code keeps, per token of a row and per layer, in numbers of
+the products' precision (the residual stream, marked *, in that of the weights):
+
+    2 D*           the stream before attention and before the feed-forward (`Normed` makes the layers' inputs again)
+    (H + 2 K) E    queries and keys after their rotation, and values
+    H E            what attention gave
+    2 F            gate and up (`Gated` makes their product again)
+    r              for each adapter, its low-rank intermediate
+
+What is alive only inside one operator is *working memory*: scores and probabilities of the largest block group, the
+chunk of logits, gradients on their way through the widest layer. They are added up, though they follow one another: the
+C library's heap seldom finds the hole that one leaves fit for the next, since kept activations lie in it. Between kept
+activations, too, it leaves holes; their share, `HOLES`, is the one number here that was measured and not counted.
+
+Left out on purpose: what data take (texts and token ids, known only once they are read), and texts shorter than the
+recipe lets in: a plan is for full rows of the longest texts.
+
+Legend: T tokens of a row, D hidden size, H query heads, K key/value heads, E head size, F feed-forward, V vocabulary,
+r rank; S blocks of Q queries and L keys, as in `blocks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import psutil
+
+from stackllama.model.blocks import block_shapes
+from stackllama.model.logprobs import CHUNK_ELEMENTS
+from stackllama.tokens.forest import Segment
+
+PARTS = {
+    "program": "the program and its libraries; on a GPU, CUDA's context",
+    "weights": "the weights of the base, with the SFT adapter in them",
+    "copies": "weights of roles that are trained in full; weights cast for the products",
+    "adapters": "low-rank adapters, in fp32",
+    "gradients": "of what is trained, in fp32",
+    "optimizer": "AdamW's two moments, in fp32",
+    "activations": "what the backward will need of a row",
+    "attention": "scores and probabilities of the largest group of blocks, and the plan of the blocks",
+    "head": "the chunk of logits, and what is made of it",
+    "layers": "inputs and gradients inside the widest layer",
+    "cache": "keys and values of the sampler",
+    "heap": "holes in the C library's heap between what is kept",
+}
+"""Named parts, in the order in which they are shown."""
+
+FP32 = 4
+CONTEXT = 600 << 20
+"""Bytes of CUDA's context and of its libraries' workspaces."""
+HOLES = 0.45
+"""Bytes of holes for each byte of kept activations, under glibc: 0.36 to 0.52 in three runs. With every block mapped by
+itself (MALLOC_MMAP_THRESHOLD_=65536) it is 0, and training slower.
+"""
+MAPPED = 32 << 20
+"""Bytes from which glibc takes a block from the system and gives it back: such blocks leave no holes."""
+PLACE = 9
+"""Bytes of a plan for each query and key of a block: int64 distance, bool mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a Llama: D, H, K, E, F and V of the legend, and whether the output matrix is the embedding (`tied`)."""
+
+    layers: int
+    hidden: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Linear layer -> (features in, features out)."""
+        across, narrow = self.heads * self.head_size, self.key_value_heads * self.head_size
+        return {
+            "q_proj": (self.hidden, across),
+            "k_proj": (self.hidden, narrow),
+            "v_proj": (self.hidden, narrow),
+            "o_proj": (across, self.hidden),
+            "gate_proj": (self.hidden, self.feed_forward),
+            "up_proj": (self.hidden, self.feed_forward),
+            "down_proj": (self.feed_forward, self.hidden),
+        }
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer's linear layers."""
+        return sum(ins * outs for ins, outs in self.linears.values())
+
+    @property
+    def matrix(self) -> int:
+        """Elements of the embedding, and of the output matrix."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a tied output matrix counts once, two norms a layer and the last one."""
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.layers * self.layer_parameters + norms + self.matrix * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a role is trained: an adapter of `rank` on the layers named by `targets`; rank None: all weights."""
+
+    rank: int | None = None
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it runs. program: bytes that the process has before it loads anything; weights, products: bytes of a number
+    of the trunk and of the matrix products; gpus: 0 for the CPU; of several, each holds its share of the weights, the
+    gradients and the optimizer, and rows of its own.
+    """
+
+    program: int
+    weights: int
+    products: int
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is alive together in a moment: part (a key of `PARTS`) -> bytes."""
+
+    what: str
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape that a transformers configuration describes."""
+    heads = int(config.num_attention_heads)
+    return Shape(
+        layers=int(config.num_hidden_layers),
+        hidden=int(config.hidden_size),
+        heads=heads,
+        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        feed_forward=int(config.intermediate_size),
+        vocabulary=int(config.vocab_size),
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def row_of(trees: Iterable[tuple[int, Sequence[int]]]) -> list[Segment]:
+    """The segments of a row of trees, each given as the length of its root and those of its branches."""
+    segments: list[Segment] = []
+    end = 0
+    for root, branches in trees:
+        root_stop = end + root
+        ends = list(accumulate(branches, initial=root_stop))
+        segments.append(Segment(end, root_stop, end, root_stop))
+        segments += [Segment(start, stop, end, root_stop) for start, stop in pairwise(ends)]
+        end = ends[-1]
+    return segments
+
+
+def full_row(tokens: int, root: int, branches: Sequence[int] = ()) -> list[Segment]:
+    """A row of as many trees of these lengths as fit into so many tokens, one at least."""
+    return row_of([(root, branches)] * max(1, tokens // (root + sum(branches))))
+
+
+def adapter_parameters(shape: Shape, method: Method) -> int:
+    """Parameters of an adapter: r (in + out) for each layer that has one; 0 for a role trained in full."""
+    widths = (sum(shape.linears[name]) for name in method.targets if name in shape.linears)
+    return shape.layers * (method.rank or 0) * sum(widths)
+
+
+def loading(shape: Shape, machine: Machine, *, stored: int) -> Moment:
+    """Reading weights from files of numbers of `stored` bytes: the file's pages count until all is converted."""
+    converted = stored if stored != machine.weights and not machine.gpus else 0
+    return Moment("loading", _held(shape, machine) | {"copies": shape.parameters * converted})
+
+
+def training(
+    shape: Shape,
+    machine: Machine,
+    method: Method,
+    row: Sequence[Segment],
+    *,
+    in_place: bool = False,
+    scored: int = 0,
+    others: Sequence[Method] = (),
+) -> Moment:
+    """Steps of a role, row after row. in_place: it trains the trunk's own weights; scored: positions of a row whose
+    log-probability is learned; others: roles that stand on the trunk beside it.
+    """
+    full = method.rank is None
+    trained = shape.parameters if full else adapter_parameters(shape, method)
+    stream = FP32 if full else machine.weights
+    roles = [*others] if full and in_place else [*others, method]
+    held = _held(shape, machine, roles)
+    cast = 0 if stream == machine.products else machine.products * shape.layers * shape.layer_parameters
+    if scored and stream != machine.products:
+        cast += machine.products * shape.matrix
+    # The adapter as the products take it, scaled and cast, lives as long as the row's graph.
+    cast += 0 if full else machine.products * trained
+    share = max(1, machine.gpus)
+    tokens = row[-1].stop
+    kept = tokens * _kept(shape, machine, method, stream)
+    return Moment(
+        "training",
+        held
+        | {
+            "copies": held["copies"] + cast,
+            "gradients": FP32 * trained // share,
+            "optimizer": 2 * FP32 * trained // share,
+            "activations": kept,
+            "attention": _attention(shape, machine, row, backward=True),
+            "head": _head(shape, machine, scored, slopes=True, trained=full),
+            "layers": tokens * _layer_work(shape, machine, stream, backward=True),
+            "heap": 0 if machine.gpus else int(HOLES * kept),
+        },
+    )
+
+
+def reading(
+    shape: Shape, machine: Machine, row: Sequence[Segment], *, scored: int = 0, roles: Sequence[Method] = ()
+) -> Moment:
+    """A pass over a row without gradients, with so many scored positions."""
+    stream = FP32 if any(role.rank is None for role in roles) else machine.weights
+    tokens = row[-1].stop
+    held = _held(shape, machine, roles)
+    return Moment(
+        "reading",
+        held
+        | {
+            "copies": held["copies"] + _cast_once(shape, machine, stream),
+            "activations": tokens * _passing(shape, machine, stream),
+            "attention": _attention(shape, machine, row, backward=False),
+            "head": _head(shape, machine, scored, slopes=False, trained=False),
+            "layers": tokens * _layer_work(shape, machine, stream, backward=False),
+        },
+    )
+
+
+def sampling(
+    shape: Shape,
+    machine: Machine,
+    *,
+    sequences: int,
+    prompts: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    roles: Sequence[Method] = (),
+) -> Moment:
+    """Growing so many sequences at a time on so many distinct prompts, which are read as one row first."""
+    read = reading(shape, machine, full_row(prompts * prompt_tokens, prompt_tokens), roles=roles)
+    narrow = shape.key_value_heads * shape.head_size
+    layer = 2 * sequences * (prompt_tokens + new_tokens) * narrow * machine.products
+    # Packing the batch together copies the keys (of three quarters of it at most), then the values; a step copies one
+    # layer's.
+    cache = layer * shape.layers + layer * shape.layers * 3 // 8 + layer
+    logits = sequences * shape.vocabulary * (machine.products + 3 * FP32)
+    return Moment("sampling", {**read.parts, "cache": cache, "head": logits})
+
+
+def merging(shape: Shape, machine: Machine, method: Method) -> Moment:
+    """Folding an adapter into the trunk, with what it replaces kept until the result is measured."""
+    held = _held(shape, machine, [method])
+    linear = shape.layers * shape.layer_parameters // max(1, machine.gpus)
+    widest = max(ins * outs for ins, outs in shape.linears.values())
+    return Moment("merging", held | {"copies": linear * machine.weights, "layers": 3 * FP32 * widest})
+
+
+def _held(shape: Shape, machine: Machine, roles: Sequence[Method] = ()) -> dict[str, int]:
+    """What stands in memory whatever is done: program, trunk, and the roles on it."""
+    share = max(1, machine.gpus)
+    copies = sum(role.rank is None for role in roles)
+    parts = {
+        "program": CONTEXT if machine.gpus else machine.program,
+        "weights": shape.parameters * machine.weights // share,
+        "copies": copies * shape.parameters * FP32 // share,
+        "adapters": FP32 * sum(adapter_parameters(shape, role) for role in roles) // share,
+    }
+    if machine.gpus > 1:  # the layer at work is gathered whole, and the next one while it is at work
+        parts["copies"] += machine.weights * (2 * shape.layer_parameters + shape.matrix)
+    return parts
+
+
+def _kept(shape: Shape, machine: Machine, method: Method, stream: int) -> int:
+    """Bytes for a token that the backward needs: the table above, and the last norm (input and result, in fp32)."""
+    across, narrow = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
+    low = (method.rank or 0) * len([name for name in method.targets if name in shape.linears])
+    numbers = 2 * across + 2 * narrow + 2 * shape.feed_forward + low
+    layer = 2 * shape.hidden * stream + numbers * machine.products
+    return shape.layers * layer + 2 * shape.hidden * FP32
+
+
+def _passing(shape: Shape, machine: Machine, stream: int) -> int:
+    """Bytes for a token that are alive in the middle of a layer when nothing is kept."""
+    across, narrow = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
+    return 2 * shape.hidden * stream + machine.products * (2 * across + 2 * narrow + 2 * shape.feed_forward)
+
+
+def _cast_once(shape: Shape, machine: Machine, stream: int) -> int:
+    """Bytes of the weights that are cast while one layer, or the output matrix, is at work."""
+    return 0 if stream == machine.products else machine.products * (shape.layer_parameters + shape.matrix)
+
+
+def _layer_work(shape: Shape, machine: Machine, stream: int, *, backward: bool) -> int:
+    """Bytes for a token inside the widest layer.
+
+    Forward: the made input of down (F), or a norm's (D in fp32, and cast). Backward: down's input, its gradient, one
+    product and the gradient of gate (4 F), and two gradients of the stream.
+    """
+    wide, hidden = shape.feed_forward * machine.products, shape.hidden
+    forward = max(wide + hidden * machine.products, hidden * (FP32 + machine.products))
+    return forward + (4 * wide + 2 * hidden * stream if backward else 0)
+
+
+def _attention(shape: Shape, machine: Machine, row: Sequence[Segment], *, backward: bool) -> int:
+    """Bytes of the largest block group's work, and of the plan.
+
+    For each score of each head. Forward: scores and probabilities in fp32, and these cast. Backward: probabilities,
+    their gradient and the scores' in fp32, and the first and last cast. Beside them the blocks' own keys and values
+    (S L K E numbers) and queries (S Q H E): two and one forward; backward five, for the gradients stand in them too,
+    and three, with gradients for the whole row.
+    """
+    groups = block_shapes(row)
+    numbers, cast = machine.products, 0 if machine.products == FP32 else machine.products
+    narrow, across = shape.key_value_heads * shape.head_size, shape.heads * shape.head_size
+
+    def work(per_score: int, keys: int, queries: int) -> int:
+        return max(
+            s * (q * length * shape.heads * per_score + numbers * (length * narrow * keys + q * across * queries))
+            for s, q, length in groups
+        )
+
+    plan = PLACE * sum(s * q * length for s, q, length in groups)
+    forward = work(2 * FP32 + cast, 2, 2)
+    if not backward:
+        return plan + forward
+    back = work(3 * FP32 + 2 * cast, 5, 3) + row[-1].stop * (across * numbers + 2 * narrow * FP32)
+    largest = max(s * q * length * shape.heads * FP32 for s, q, length in groups)
+    return plan + (max(forward, back) if machine.gpus or largest > MAPPED else forward + back)
+
+
+def _head(shape: Shape, machine: Machine, scored: int, *, slopes: bool, trained: bool) -> int:
+    """Bytes of the logits and what is made of them, for so many scored positions; 0 for none.
+
+    For each logit of a chunk: itself and its log-probability in fp32, and where the products are in bf16 the logit as
+    it came and its slope; while the next chunk begins, the last one's are still there. The hidden states that are read,
+    and their slopes; a trained matrix has its gradient (fp32), the share of a chunk, the scaled one and the
+    embedding's.
+    """
+    if not scored:
+        return 0
+    chunk = min(scored, max(1, CHUNK_ELEMENTS // shape.vocabulary))
+    cast = 0 if machine.products == FP32 else machine.products
+    each = 2 * FP32 + cast + (FP32 + 2 * cast if scored > chunk else 0)
+    rows = scored * shape.hidden * machine.products * (2 if slopes else 1)
+    return chunk * shape.vocabulary * each + rows + (4 * FP32 * shape.matrix if trained else 0)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stackllama.cli import PROCESS_SETTINGS
+from stackllama.model import memory
+from stackllama.model.blocks import block_shapes, plan_blocks
+from stackllama.model.load import EMBEDDED, base_config, load_base
+from stackllama.model.memory import Machine, Method, Shape
+from stackllama.tokens.forest import Tree, plant
+
+WORKER = Path(__file__).with_name("memory_worker.py")
+TINY = Shape(layers=2, hidden=8, heads=2, key_value_heads=1, head_size=4, feed_forward=16, vocabulary=10, tied=True)
+CPU = Machine(program=1000, weights=4, products=4)
+LORA = Method(2, ("q_proj", "down_proj"))
+ROW = memory.row_of([(4, (2,))])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("embedded", "sft", "lora", "1024", "512"),
+        ("16m", "reward", "full", "512", "256"),
+        ("smollm2-135m-instruct", "reward", "lora", "256", "128", "--steps", "1"),
+    ],
+    ids=lambda case: " ".join(case[:3]),
+)
+def test_the_measured_peak_is_within_15_percent_of_the_prediction(case: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(WORKER), *case],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **PROCESS_SETTINGS},
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.15), found["parts"]
+
+
+def test_parts_of_a_tiny_shape() -> None:
+    # A layer: q 8*8, k and v 8*4 each, o 8*8, gate, up and down 8*16 each: 64 + 64 + 64 + 384 = 576.
+    # All: 2*576 + norms (2*2 + 1)*8 + embedding 10*8 = 1152 + 40 + 80 = 1272; 4 bytes each.
+    # Adapters: rank 2 on q (8 + 8) and down (16 + 8) = 80 a layer, 160 in all, 4 bytes each.
+    # A token keeps, in a layer: 2*8 of the stream, q 8, k 4, v 4, attention's 8, gate and up 32, low-rank 2*2: 76; two
+    # layers 152 numbers, and 2*8 of the last norm: 168, 4 bytes each; the row has 6 tokens: 4032.
+    parts = memory.training(TINY, CPU, LORA, ROW).parts
+    assert TINY.parameters == 1272
+    assert parts["program"] == 1000
+    assert parts["weights"] == 5088
+    assert parts["adapters"] == parts["gradients"] == parts["copies"] == 640
+    assert parts["optimizer"] == 1280
+    assert parts["activations"] == 4032
+    assert parts["head"] == parts.get("cache", 0) == 0
+
+
+def test_training_in_full_holds_masters_gradients_moments_and_cast_copies() -> None:
+    # Beside the trunk of 1272 numbers in fp32: a copy (4 bytes each), gradients (4), moments (8); in bf16 the linear
+    # layers are cast for a row: 2 * 1152.
+    parts = memory.training(TINY, replace(CPU, products=2), Method(), ROW).parts
+    assert parts["weights"] == parts["gradients"] == 5088
+    assert parts["optimizer"] == 10176
+    assert parts["copies"] == 5088 + 2304
+    in_place = memory.training(TINY, replace(CPU, products=2), Method(), ROW, in_place=True).parts
+    assert in_place["copies"] == 2304
+
+
+def test_the_cache_of_the_sampler() -> None:
+    # 3 sequences of 5 + 7 places, keys and values of 1 head of 4, fp32: 3 * 12 * 2 * 4 * 4 = 1152 a layer; two layers
+    # 2304, 3/8 of that while it is packed together, and one layer's copy in a step: 2304 + 864 + 1152.
+    parts = memory.sampling(TINY, CPU, sequences=3, prompts=3, prompt_tokens=5, new_tokens=7).parts
+    assert parts["cache"] == 4320
+
+
+def test_gpus_share_what_is_kept_of_weights_but_not_the_rows() -> None:
+    # The sums of a GPU are whole numbers, so halves are exact here.
+    one, two = (memory.training(TINY, replace(CPU, gpus=n), Method(), ROW, in_place=True).parts for n in (1, 2))
+    for part in ("weights", "gradients", "optimizer"):
+        assert two[part] == one[part] / 2
+    for part in ("program", "activations", "attention", "layers"):
+        assert two[part] == one[part]
+
+
+@pytest.mark.parametrize(
+    "field", ["layers", "hidden", "heads", "key_value_heads", "head_size", "feed_forward", "vocabulary"]
+)
+@pytest.mark.parametrize("method", [LORA, Method()], ids=["lora", "full"])
+def test_a_larger_model_takes_more(field: str, method: Method) -> None:
+    larger = replace(TINY, **{field: 2 * getattr(TINY, field)})
+    for what in (TINY, larger):
+        assert set(memory.training(what, CPU, method, ROW, scored=3).parts) <= set(memory.PARTS)
+    assert memory.training(larger, CPU, method, ROW).peak > memory.training(TINY, CPU, method, ROW).peak
+    assert memory.reading(larger, CPU, ROW).peak > memory.reading(TINY, CPU, ROW).peak
+
+
+def test_more_work_takes_more() -> None:
+    def of(machine: Machine = CPU, method: Method = LORA, tokens: int = 64, longest: int = 16, scored: int = 8) -> int:
+        return memory.training(TINY, machine, method, memory.full_row(tokens, longest), scored=scored).peak
+
+    assert of(tokens=128) > of()
+    assert of(longest=32) > of()
+    assert of(scored=16) > of()
+    assert of(method=Method(4, LORA.targets)) > of()
+    assert of(method=Method(2, (*LORA.targets, "up_proj"))) > of()
+    assert of(method=Method()) > of()
+    assert of(machine=replace(CPU, program=2000)) > of()
+    with_other = memory.training(TINY, CPU, LORA, ROW, others=[LORA]).peak
+    assert with_other > memory.training(TINY, CPU, LORA, ROW).peak
+
+
+def test_block_shapes_are_those_of_the_plan() -> None:
+    forest = plant([Tree(tuple(range(150)), (tuple(range(40)), tuple(range(9)))), Tree(tuple(range(300)))])
+    groups = plan_blocks(forest).groups
+    assert block_shapes(forest.segments) == [(*one.query_SQ.shape, one.key_SL.shape[1]) for one in groups]
+    assert memory.row_of([(150, (40, 9)), (300, ())]) == list(forest.segments)
+
+
+def test_the_shape_of_a_base_is_that_of_its_weights() -> None:
+    shape = memory.shape_of(base_config(EMBEDDED))
+    assert shape.parameters == sum(one.numel() for one in load_base(EMBEDDED).model.parameters())
+    sized = memory.shape_of(base_config("0.8m", vocabulary=300))
+    assert (sized.layers, sized.hidden, sized.vocabulary) == (4, 128, 300)
