@@ -50,12 +50,14 @@ def test_outputs_and_gradients_are_those_of_the_definition(kind: str, adapted: s
     on = {"all": (0, 1, 2), "second": (1,), "none": ()}[adapted]
     ups = {at: drawn(outs[at], ranks[at], seed=30 + at) for at in on}
     downs = {at: drawn(ranks[at], D, seed=40 + at) for at in on}
-    adapters = [{f"of {at % 2}": (ups[at], downs[at])} if at in on else {} for at in range(3)]
+    adapters = [{f"of {at % 2}": (ups[at], downs[at], 0.5 + at)} if at in on else {} for at in range(3)]
     layers = [Layer(*of) for of in zip(weights, biases, adapters, strict=True)]
     outputs = linears(made, sources, layers)
     given = definition(*sources)
     wanted = [linear(given, w, b) for w, b in zip(weights, biases, strict=True)]
-    wanted = [one + given @ downs[at].T @ ups[at].T if at in on else one for at, one in enumerate(wanted)]
+    wanted = [
+        one + (0.5 + at) * (given @ downs[at].T @ ups[at].T) if at in on else one for at, one in enumerate(wanted)
+    ]
     close(outputs, tuple(wanted))
     inputs = [*sources, *weights, *[b for b in biases if b is not None], *ups.values(), *downs.values()]
     upstream = [torch.randn(one.shape, generator=torch.Generator().manual_seed(50)) for one in outputs]
@@ -75,7 +77,9 @@ def test_frozen_weights_and_sources_get_no_gradient() -> None:
     hidden, weight = drawn(N, D, seed=0).detach(), drawn(D, seed=1).detach()
     up, down = drawn(4, 2, seed=2), drawn(2, D, seed=3)
     (output,) = linears(
-        Normed(EPS, torch.float32), (hidden, weight), [Layer(drawn(4, D, seed=4).detach(), None, {"one": (up, down)})]
+        Normed(EPS, torch.float32),
+        (hidden, weight),
+        [Layer(drawn(4, D, seed=4).detach(), None, {"one": (up, down, 1.0)})],
     )
     output.sum().backward()
     assert hidden.grad is None
@@ -95,7 +99,7 @@ def test_what_is_made_is_not_kept() -> None:
 
     weight, up_OR, down_RD = drawn(8, 64, seed=3).detach(), drawn(8, 2, seed=4), drawn(2, 64, seed=5)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (output,) = linears(Gated(), (gate, up), [Layer(weight, None, {"one": (up_OR, down_RD)})])
+        (output,) = linears(Gated(), (gate, up), [Layer(weight, None, {"one": (up_OR, down_RD, 1.0)})])
     assert kept.count((100, 64)) == 2
     assert kept.count((100, 2)) == 1  # behind the adapter's first half
     assert output.shape == (100, 8)

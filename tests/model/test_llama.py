@@ -98,6 +98,26 @@ def test_a_window_that_llama_does_not_have_is_not_seen() -> None:
         assert torch.equal(one.hidden(forest), two.hidden(forest))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rows_of_one_step_share_what_was_cast(method: str, precision: torch.dtype) -> None:
+    """Each row has a backward of its own; their gradients add up."""
+    forests = [plant(random_trees(seed)) for seed in (1, 2)]
+    sums = []
+    for taken in (forests, forests[:1], forests[1:]):
+        trunk = trunk_for("llama", method, 0.0)
+        trunk.precision = precision
+        with trunk.use("policy", training=True) as role:
+            for forest in taken:
+                role.logprobs(role.hidden(forest), branch_targets(forest)).sum().backward()
+        gradients = [parameter.grad for parameter in trunk.trainable("policy").values()]
+        sums.append([gradient for gradient in gradients if gradient is not None])
+    tolerance = 1e-5 if precision == torch.float32 else 1e-2
+    assert sums[0]
+    for both, one, two in zip(*sums, strict=True):
+        assert (both - one - two).norm() <= tolerance * both.norm() + 1e-6
+
+
 def test_weights_are_cast_once_while_a_role_is_entered() -> None:
     trunk = trunk_for("llama", "lora", 0.0)
     forest = plant(random_trees(2))

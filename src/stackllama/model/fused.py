@@ -95,11 +95,13 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer: its weight, its bias or None, and by name the adapters on it: up (O, R), scaled; down (R, D)."""
+    """A linear layer: its weight, its bias or None, and by name the adapters on it: up (O, R), down (R, D), and by what
+    their product counts.
+    """
 
     weight_OD: Tensor
     bias_O: Tensor | None
-    adapters: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    adapters: Mapping[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
 
 def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> tuple[Tensor, ...]:
@@ -111,20 +113,25 @@ def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> t
     names = list(dict.fromkeys(name for layer in layers for name in layer.adapters))
     downs = [torch.cat([one.adapters[name][1] for one in layers if name in one.adapters]) for name in names]
     parts: list[Tensor | None] = []
+    scales: list[list[float]] = []
     for layer in layers:
+        scales.append([layer.adapters[name][2] if name in layer.adapters else 0.0 for name in names])
         ups = [layer.adapters[name][0] if name in layer.adapters else None for name in names]
         parts += [layer.weight_OD, layer.bias_O, *ups]
-    counts = _Counts(len(sources), len(names))
+    counts = _Counts(len(sources), len(names), scales)
     found = _Linears.apply(made, counts, *sources, *downs, *parts)  # type: ignore[no-untyped-call]
     return cast("tuple[Tensor, ...]", found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """How many of the tensors that `_Linears` is given are sources and adapters; the rest goes by layer."""
+    """How many of the tensors that `_Linears` is given are sources and adapters; the rest goes by layer. `scales` has a
+    number for each layer and adapter.
+    """
 
     sources: int
     adapters: int
+    scales: Sequence[Sequence[float]]
 
     def parted(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], list[Sequence[Any]]]:
         """Sources, downs, and of each layer its weight, its bias and its ups."""
@@ -144,11 +151,11 @@ class _Linears(torch.autograd.Function):
         lows = [linear(input_ND, down_RD) for down_RD in downs]
         outputs = []
         places = _places(by_layer, counts.adapters)
-        for (weight_OD, bias_O, *ups), columns in zip(by_layer, places, strict=True):
+        for (weight_OD, bias_O, *ups), columns, scales in zip(by_layer, places, counts.scales, strict=True):
             output_NO = linear(input_ND, weight_OD, bias_O)
-            for low_NR, up_OR, some in zip(lows, ups, columns, strict=True):
+            for low_NR, up_OR, some, scale in zip(lows, ups, columns, scales, strict=True):
                 if up_OR is not None:
-                    output_NO.addmm_(low_NR[:, some], up_OR.T)
+                    output_NO.addmm_(low_NR[:, some], up_OR.T, alpha=scale)
             outputs.append(output_NO)
         ctx.save_for_backward(*tensors, *lows)
         ctx.made, ctx.counts = made, counts
@@ -167,18 +174,21 @@ class _Linears(torch.autograd.Function):
         d_lows = [torch.empty_like(low_NR) for low_NR in lows]
         d_input: Tensor | None = None
         d_parts: list[Tensor | None] = []
-        layers = zip(by_layer, wanted_by_layer, _places(by_layer, counts.adapters), grads, strict=True)
-        for (weight_OD, _, *ups), (weight, bias, *wanted_ups), columns, grad_NO in layers:
+        places = _places(by_layer, counts.adapters)
+        layers = zip(by_layer, wanted_by_layer, places, counts.scales, grads, strict=True)
+        for (weight_OD, _, *ups), (weight, bias, *wanted_ups), columns, scales, grad_NO in layers:
             if any(wanted_sources):
                 d_input = grad_NO @ weight_OD if d_input is None else d_input.addmm_(grad_NO, weight_OD)
             d_parts += [
                 grad_NO.T @ input_ND if weight and input_ND is not None else None,
                 grad_NO.sum(0) if bias else None,
             ]
-            for up_OR, up, some, low_NR, d_low in zip(ups, wanted_ups, columns, lows, d_lows, strict=True):
+            for up_OR, up, some, scale, low_NR, d_low in zip(
+                ups, wanted_ups, columns, scales, lows, d_lows, strict=True
+            ):
                 if up_OR is not None:
-                    torch.mm(grad_NO, up_OR, out=d_low[:, some])
-                d_parts.append(grad_NO.T @ low_NR[:, some] if up else None)
+                    torch.mm(grad_NO, up_OR, out=d_low[:, some]).mul_(scale)
+                d_parts.append((grad_NO.T @ low_NR[:, some]).mul_(scale) if up else None)
         d_downs = [
             d_low.T @ input_ND if down and input_ND is not None else None
             for d_low, down in zip(d_lows, wanted_downs, strict=True)

@@ -139,8 +139,9 @@ def _layer_of(module: Any, precision: torch.dtype) -> Layer:
     weight, bias = base.weight.to(precision), None if base.bias is None else base.bias.to(precision)
     adapters = {
         name: (
-            (module.lora_B[name].weight * module.scaling[name]).to(precision),
+            module.lora_B[name].weight.to(precision),
             module.lora_A[name].weight.to(precision),
+            float(module.scaling[name]),
         )
         for name in _active(module)
     }
