@@ -85,6 +85,15 @@ def settings(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most; `ru_maxrss` alone also knows what the process held that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     folder = Path(sys.argv[1]).parent
@@ -139,7 +148,7 @@ def main() -> None:
         trainer.data_collator, "pairs" if job["stage"] == "reward" else "tokens"
     )
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     print(json.dumps({"seconds": clock.seconds, "work": counting.work, "losses": clock.losses, "peak": peak}))
 
 

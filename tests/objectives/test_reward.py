@@ -28,13 +28,13 @@ class Linear:
     def __init__(self) -> None:
         self.weight_D = torch.zeros(2, dtype=torch.float64, requires_grad=True)
 
-    def hidden(self, forest: Forest) -> Tensor:
+    def hidden_at(self, forest: Forest, places_N: Tensor) -> Tensor:
         """(content, log length) at each branch's last token, zeros elsewhere."""
         hidden_TD = torch.zeros(len(forest), 2, dtype=torch.float64)
         for branch in forest.branches:
             content = (int(forest.tokens_T[branch.start]) - CONTENTS / 2) / CONTENTS
             hidden_TD[branch.stop - 1] = torch.tensor([content, math.log(branch.length)], dtype=torch.float64)
-        return hidden_TD
+        return hidden_TD[places_N]
 
     def score(self, _: str, hidden_ND: Tensor) -> Tensor:
         return hidden_ND @ self.weight_D
@@ -180,5 +180,5 @@ def test_a_fitted_head_heeds_the_length_penalty() -> None:
     row = reward_row([PairedTree(tree, ((1, 0),), (0.0,), (0, 1), 1.0, 1.0)])
     reward.fit_head(trunk, "reward", [row], length_penalty=5.0)
     with trunk.use("reward") as role:
-        scores = role.score(reward.HEAD, role.hidden(row.forest)[row.last_B])
+        scores = role.score(reward.HEAD, role.hidden_at(row.forest, row.last_B))
     assert float(scores[1] - scores[0]) == pytest.approx(2.757, abs=0.01)
