@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from stackllama.model import memory
 from stackllama.model.folder import load_model
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives import reward
@@ -154,15 +154,6 @@ def trunk_for(job: dict[str, Any], role: str) -> Trunk:
     return trunk
 
 
-def peak_memory() -> int:
-    """Bytes that this process held at most; `ru_maxrss` alone also knows what the process held that started it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    line = next(line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     torch.set_num_threads(job["threads"])
@@ -199,7 +190,7 @@ def main() -> None:
             print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=50))
         else:
             loop.run()
-    peak = peak_memory()
+    peak = memory.peak()
     seconds = [end - start for start, end in pairwise(ends)]
     rate = matrix_rate(trunk.model, job["tokens_per_step"], torch.bfloat16 if job["bf16"] else torch.float32)
     print(json.dumps({"seconds": seconds, "work": watched.work, "losses": losses, "peak": peak, "matrix_rate": rate}))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -85,15 +83,6 @@ def source(how: argparse.Namespace) -> Source[Any]:
     return reward_source(paired, questions_per_step=2 * max(1, how.row_tokens // (3 * half)), **common)
 
 
-def peak_memory() -> int:
-    """Bytes that this process held at most; `ru_maxrss` alone also knows what the process held that started it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    line = next(line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
 def main() -> None:
     how = arguments()
     torch.set_num_threads(2)
@@ -126,7 +115,7 @@ def main() -> None:
             log=JsonlLog(Path(folder) / "metrics.jsonl"),
             title=how.stage,
         ).run()
-    measured = peak_memory()
+    measured = memory.peak()
     print(json.dumps({"predicted": predicted.peak, "measured": measured, "parts": predicted.parts}))
 
 

@@ -24,9 +24,12 @@ r rank; S blocks of Q queries and L keys, as in `blocks.py`.
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -160,6 +163,15 @@ def shape_of(config: Any) -> Shape:
 def resident() -> int:
     """Bytes of this process that are in memory."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak() -> int:
+    """Bytes that this process held at most; `ru_maxrss` alone also knows what the process held that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def row_of(trees: Iterable[tuple[int, Sequence[int]]]) -> list[Segment]:
