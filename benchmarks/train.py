@@ -85,7 +85,7 @@ def job(case: str, model: Path, *, steps: int, threads: int, bf16: bool) -> dict
         "learning_rate": 1e-4,
         "batch": 4,
         "length": LENGTH,
-        "packing": True,
+        "packing": "wrapped",
         "in_order": False,
         "centring": 0.0,
         "tokens_per_step": STEP,
@@ -144,7 +144,6 @@ def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -
     trl = python_with_trl(TRAINING)
     # A step of TRL takes many seconds: two are enough to time, as runs are repeated.
     told = job(case, model, steps=2 if options.quick else 3, threads=options.threads, bf16=bf16)
-    told["packing"] = "wrapped"
     if case.startswith("sft") and not options.quick:
         trials = {one: run(trl, "trl_train", {**told, "packing": one}, folder)["rate"] for one in ("wrapped", "bfd")}
         told["packing"] = max(trials, key=trials.__getitem__)

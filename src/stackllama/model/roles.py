@@ -11,7 +11,7 @@ backward, and left::
 
 A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each
 entry restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched.
-Leave the role before the optimizer steps: autocast keeps cast copies of the weights until then.
+Leave the role before the optimizer steps: cast copies of the weights are kept until then.
 
 Legend: T tokens of a row, N scored tokens, D hidden size.
 """
@@ -251,8 +251,8 @@ class Trunk:
             for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
                 layer.lora_dropout[frozen].eval()
         self.heads.train(training)
-        # On whether training or not: autocast keeps its cast copies of weights that require gradients, and casts others
-        # anew.
+        # On whether training or not: where a decoder goes through transformers, autocast keeps cast copies of those
+        # weights alone that require gradients.
         self._restore_gradients(role)
         self._active = role
         device = next(model.parameters()).device.type
