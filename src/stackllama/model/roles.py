@@ -37,6 +37,7 @@ from stackllama.model.blocks import plan_blocks
 from stackllama.model.flex import padded, plan_flex
 from stackllama.model.heads import ScalarHead
 from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
+from stackllama.tokens.batches import on_device
 from stackllama.tokens.forest import Forest, Targets
 
 REFERENCE = "reference"
@@ -55,12 +56,20 @@ class LoRA:
 
 
 class Role:
-    """A role that has been entered: what the objectives, the sampler and the evaluation compute with."""
+    """A role that has been entered: what the objectives, the sampler and the evaluation compute with.
+
+    Rows and targets may lie on the CPU; what is computed lies on the trunk's device.
+    """
 
     def __init__(self, trunk: Trunk, name: str, model: PreTrainedModel) -> None:
         self._trunk = trunk
         self._model = model
         self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._trunk.device
 
     def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
@@ -68,7 +77,7 @@ class Role:
 
     def hidden_at(self, forest: Forest, places_N: Tensor) -> Tensor:
         """Final hidden states (N, D) at some places of a packed row; the last layer works for these alone."""
-        return self._read(forest, None, places_N.to(self._trunk.device))
+        return self._read(forest, None, places_N.to(self._trunk.device, non_blocking=True))
 
     def _read(self, forest: Forest, cache: KeyValueCache | None, places_N: Tensor | None) -> Tensor:
         device = self._trunk.device
@@ -77,7 +86,8 @@ class Role:
             hidden_RSD = self._forward(*row, plan, cache, places_N)
         else:
             flex = plan_flex(forest, device)
-            tokens_T = torch.nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest))).to(device)
+            tokens_T = nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest)))
+            tokens_T = tokens_T.to(device, non_blocking=True)
             hidden_RSD = self._forward(tokens_T[None], flex.position_T[None], flex, cache, places_N)
         return hidden_RSD[0, : len(forest)] if places_N is None else hidden_RSD[0]
 
@@ -109,10 +119,12 @@ class Role:
 
     def logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """Log-probabilities (N,) in nats, fp32, of the scored tokens."""
+        targets = on_device(targets, self._trunk.device)
         return self.label_logprobs(hidden_TD[targets.predictor_N], targets.label_N)
 
     def summed_logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """The sum (), in nats, fp32, of the log-probabilities of the scored tokens."""
+        targets = on_device(targets, self._trunk.device)
         weight_VD = self._output_matrix()
         hidden_ND = hidden_TD[targets.predictor_N].to(weight_VD.dtype)
         return summed_logprobs(hidden_ND, weight_VD, targets.label_N, softcap=self._softcap)
@@ -124,6 +136,7 @@ class Role:
 
     def entropies(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """Entropies (N,) in nats of the distributions that the scored tokens were drawn from; no gradient."""
+        targets = on_device(targets, self._trunk.device)
         weight_VD = self._output_matrix()
         return token_entropies(hidden_TD[targets.predictor_N].to(weight_VD.dtype), weight_VD, softcap=self._softcap)
 
