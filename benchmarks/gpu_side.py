@@ -90,8 +90,11 @@ def machine(job: dict[str, Any]) -> dict[str, Any]:
     shapes = Counter(list(flops.linears(config).values()) * config.num_hidden_layers)
     if job["stage"] == "sft":
         shapes[config.hidden_size, config.vocab_size] += 1
-    return {
+    found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "matrix_rate": rates.square(job["square"], torch.bfloat16, device),
         "own_rate": rates.of_shapes(shapes, job["row_tokens"], torch.bfloat16, device),
     }
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found

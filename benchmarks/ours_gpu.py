@@ -81,9 +81,8 @@ def trained(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     job = gpu_side.read_job()
-    found = trained(job)
-    gpu_side.tell(trial="", **found)
     gpu_side.tell(**gpu_side.machine(job))
+    gpu_side.tell(trial="", **trained(job))
 
 
 if __name__ == "__main__":

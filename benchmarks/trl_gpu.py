@@ -123,7 +123,8 @@ def settings(job: dict[str, Any], way: Way, batch: int, items: int, folder: str)
         "torch_compile": way.compiled,
         "report_to": "none",
         "save_strategy": "no",
-        "logging_steps": 10**9,  # every line of the log waits for the device
+        "logging_steps": 10**9,  # every line of the log waits for the device, and so does the look for NaN
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": not cpu,
         "seed": 0,
@@ -211,6 +212,7 @@ def tried(job: dict[str, Any], way: Way) -> dict[str, Any]:
 def main() -> None:
     job = gpu_side.read_job()
     disable_progress_bars()
+    gpu_side.tell(**gpu_side.machine(job))
     for way in ways(job):
         if way.name in job["skip"]:
             continue
@@ -222,7 +224,6 @@ def main() -> None:
         gc.collect()
         if job["device"] == "cuda":
             torch.cuda.empty_cache()
-    gpu_side.tell(**gpu_side.machine(job))
 
 
 if __name__ == "__main__":
