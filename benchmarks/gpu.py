@@ -115,6 +115,7 @@ def job(case: str, options: argparse.Namespace) -> dict[str, Any]:
         "in_order": False,
         "square": 256 if tiny else 8192,
         "skip": [],
+        "profile": options.profile,
     }
     if stage == "sft":
         texts = documents(vocabulary, length, steps + 1, vary=options.vary)
@@ -175,6 +176,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
 def ours(told: dict[str, Any], folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     """Our side of a job."""
     reports, error = started(Path(sys.executable), "ours_gpu", told, folder)
+    print("".join(one["profile"] for one in reports if "profile" in one), end="")
     return {**merged(reports), "error": error}
 
 
@@ -275,6 +277,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, help="tokens of the longest document (2048)")
     parser.add_argument("--vary", action="store_true", help="documents of a quarter of the length up to all of it")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing, on both sides")
+    parser.add_argument("--profile", action="store_true", help="print our operators by time on the device")
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL")
     parser.add_argument("--trl-compile", action="store_true", help="try torch.compile for TRL too")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

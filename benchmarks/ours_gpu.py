@@ -12,6 +12,7 @@ from typing import Any
 import gpu_side
 import ours_train
 import torch
+from torch.profiler import profile
 from transformers import LlamaForCausalLM
 
 from stackllama.model.roles import LoRA, Trunk
@@ -53,8 +54,11 @@ def trained(job: dict[str, Any]) -> dict[str, Any]:
     steps = job["steps"] + gpu_side.WARM
     source = ours_train.Watched(ours_train.source({**job, "steps": steps}), steps)
     clock = gpu_side.Clock(job)
+    profiler = profile()
 
-    def after(_: StepResult) -> None:
+    def after(result: StepResult) -> None:
+        if job["profile"] and result.step == gpu_side.WARM:
+            profiler.start()
         if clock.step_ended():
             raise EnoughError
 
@@ -75,6 +79,10 @@ def trained(job: dict[str, Any]) -> dict[str, Any]:
         try:
             loop.run()
         except EnoughError:
+            if job["profile"]:
+                profiler.stop()
+                table = profiler.key_averages().table(sort_by="self_device_time_total", row_limit=40)
+                gpu_side.tell(profile=table)
             return clock.found(source.work)
     raise RuntimeError("the source ended before the last step")
 
