@@ -45,7 +45,6 @@ import numpy as np
 from trl_environment import TRAINING, python_with_trl
 
 HERE = Path(__file__).resolve().parent
-RESULT = "RESULT "
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
@@ -60,6 +59,11 @@ DOCUMENTS, QUESTIONS, ANSWERS = 4, 5, 4
 """Documents, or questions, a step; answers of a question."""
 PAIRS = [(better, worse) for better in range(ANSWERS) for worse in range(better + 1, ANSWERS)]
 WARM = 3
+"""Steps that do not count: they compile, and the allocator learns what is asked for."""
+RESULT = "RESULT "
+"""How a line begins that a side reports by."""
+RATES = ("matrix_rate", "own_rate")
+"""What a share is a share of, as gpu_side.py measures it."""
 GRACE = 10
 """Seconds after its time in which a side may end by itself."""
 
@@ -114,7 +118,7 @@ def job(case: str, options: argparse.Namespace) -> dict[str, Any]:
         "questions_per_step": QUESTIONS,
         "in_order": False,
         "square": 256 if tiny else 8192,
-        "skip": [],
+        "skip": options.trl_skip,
     }
     if stage == "sft":
         texts = documents(vocabulary, length, steps + 1, vary=options.vary)
@@ -187,7 +191,7 @@ def trl(told: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict
         left = until - time.time()
         if left < told["seconds"] / 4:
             break
-        skip = [one["begun"] for one in reports if "begun" in one]
+        skip = [*told["skip"], *(one["begun"] for one in reports if "begun" in one)]
         more, error = started(options.trl_python, "trl_gpu", {**told, "skip": skip, "seconds": left}, folder)
         reports += more
         known = {one["trial"] for one in reports if "trial" in one}
@@ -219,9 +223,6 @@ def rows(side: str, found: dict[str, Any], needed: float) -> Iterator[str]:
         )
     if found["error"]:
         yield f"    {side}: {found['error']}"
-
-
-RATES = ("matrix_rate", "own_rate")
 
 
 def measure(case: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -277,6 +278,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing, on both sides")
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL")
     parser.add_argument("--trl-compile", action="store_true", help="try torch.compile for TRL too")
+    parser.add_argument("--trl-skip", action="append", default=[], metavar="WAY", help="as printed; may be repeated")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
