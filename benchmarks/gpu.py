@@ -303,6 +303,7 @@ def main() -> None:
             found |= numbers
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
     print(json.dumps({**rounded, "failed": failed}))
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

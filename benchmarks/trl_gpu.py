@@ -191,10 +191,16 @@ def largest(job: dict[str, Any], way: Way) -> dict[str, Any]:
 
 
 def tried(job: dict[str, Any], way: Way) -> dict[str, Any]:
-    """What a way gives, or its error's last line."""
+    """What a way gives, or its error's last line.
+
+    Raises:
+        Exception: that of an error of CUDA itself.
+    """
     try:
         return largest(job, way)
     except Exception as error:  # whatever TRL and its kernels may raise: the other ways are tried all the same
+        if "CUDA error" in str(error):  # behind which nothing works in this process: gpu.py starts another
+            raise
         return {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"}
 
 
