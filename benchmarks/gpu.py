@@ -234,17 +234,20 @@ def measure(case: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     print(f"{case:38} {unit:>10} {heads[0]:>6} {heads[1]:>6} {heads[2]:>6} {heads[3]:>8} {heads[4]:>8} {heads[5]:>5}")
     sides = {"ours": ours, "trl": trl}
     numbers: dict[str, Any] = {}
+    failed: list[str] = []
     for side in options.sides:
         found = sides[side](told, folder, options)
         print("\n".join(rows(side, found, needed)), flush=True)
-        numbers |= summed(f"{case}_{side}", found, needed)
+        more = summed(f"{case}_{side}", found, needed)
+        failed += more.pop("failed", [])
+        numbers |= more
     if f"{case}_ours_rate" in numbers and f"{case}_trl_rate" in numbers:
         numbers[case] = numbers[f"{case}_ours_rate"] / numbers[f"{case}_trl_rate"]
         print(f"    ours over TRL's: {numbers[case]:.2f}", flush=True)
     if f"{case}_ours_share" in numbers:
         numbers[f"{case}_share_of_peak"] = numbers.pop(f"{case}_ours_share")
         numbers[f"{case}_share_of_own_shapes"] = numbers.pop(f"{case}_ours_share_of_own")
-    return numbers
+    return {**numbers, "failed": failed}
 
 
 def summed(name: str, found: dict[str, Any], needed: float) -> dict[str, Any]:
@@ -299,7 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for case in cases:
             numbers = measure(case, options, Path(name))
-            failed += numbers.pop("failed", [])
+            failed += numbers.pop("failed")
             found |= numbers
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
     print(json.dumps({**rounded, "failed": failed}))
