@@ -45,7 +45,6 @@ import numpy as np
 from trl_environment import TRAINING, python_with_trl
 
 HERE = Path(__file__).resolve().parent
-RESULT = "RESULT "
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
@@ -60,6 +59,11 @@ DOCUMENTS, QUESTIONS, ANSWERS = 4, 5, 4
 """Documents, or questions, a step; answers of a question."""
 PAIRS = [(better, worse) for better in range(ANSWERS) for worse in range(better + 1, ANSWERS)]
 WARM = 3
+"""Steps that do not count: they compile, and the allocator learns what is asked for."""
+RESULT = "RESULT "
+"""How a line begins that a side reports by."""
+RATES = ("matrix_rate", "own_rate")
+"""What a share is a share of, as gpu_side.py measures it."""
 GRACE = 10
 """Seconds after its time in which a side may end by itself."""
 
@@ -114,7 +118,7 @@ def job(case: str, options: argparse.Namespace) -> dict[str, Any]:
         "questions_per_step": QUESTIONS,
         "in_order": False,
         "square": 256 if tiny else 8192,
-        "skip": [],
+        "skip": options.trl_skip,
         "profile": options.profile,
     }
     if stage == "sft":
@@ -189,7 +193,7 @@ def trl(told: dict[str, Any], folder: Path, options: argparse.Namespace) -> dict
         left = until - time.time()
         if left < told["seconds"] / 4:
             break
-        skip = [one["begun"] for one in reports if "begun" in one]
+        skip = [*told["skip"], *(one["begun"] for one in reports if "begun" in one)]
         more, error = started(options.trl_python, "trl_gpu", {**told, "skip": skip, "seconds": left}, folder)
         reports += more
         known = {one["trial"] for one in reports if "trial" in one}
@@ -223,9 +227,6 @@ def rows(side: str, found: dict[str, Any], needed: float) -> Iterator[str]:
         yield f"    {side}: {found['error']}"
 
 
-RATES = ("matrix_rate", "own_rate")
-
-
 def measure(case: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Print the table of a case; gives its numbers for the last line."""
     told = job(case, options)
@@ -235,17 +236,20 @@ def measure(case: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     print(f"{case:38} {unit:>10} {heads[0]:>6} {heads[1]:>6} {heads[2]:>6} {heads[3]:>8} {heads[4]:>8} {heads[5]:>5}")
     sides = {"ours": ours, "trl": trl}
     numbers: dict[str, Any] = {}
+    failed: list[str] = []
     for side in options.sides:
         found = sides[side](told, folder, options)
         print("\n".join(rows(side, found, needed)), flush=True)
-        numbers |= summed(f"{case}_{side}", found, needed)
+        more = summed(f"{case}_{side}", found, needed)
+        failed += more.pop("failed", [])
+        numbers |= more
     if f"{case}_ours_rate" in numbers and f"{case}_trl_rate" in numbers:
         numbers[case] = numbers[f"{case}_ours_rate"] / numbers[f"{case}_trl_rate"]
         print(f"    ours over TRL's: {numbers[case]:.2f}", flush=True)
     if f"{case}_ours_share" in numbers:
         numbers[f"{case}_share_of_peak"] = numbers.pop(f"{case}_ours_share")
         numbers[f"{case}_share_of_own_shapes"] = numbers.pop(f"{case}_ours_share_of_own")
-    return numbers
+    return {**numbers, "failed": failed}
 
 
 def summed(name: str, found: dict[str, Any], needed: float) -> dict[str, Any]:
@@ -280,6 +284,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="print our operators by time on the device")
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL")
     parser.add_argument("--trl-compile", action="store_true", help="try torch.compile for TRL too")
+    parser.add_argument("--trl-skip", action="append", default=[], metavar="WAY", help="as printed; may be repeated")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
@@ -300,10 +305,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for case in cases:
             numbers = measure(case, options, Path(name))
-            failed += numbers.pop("failed", [])
+            failed += numbers.pop("failed")
             found |= numbers
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
     print(json.dumps({**rounded, "failed": failed}))
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,8 @@ from typing import Any
 import flops
 import rates
 import torch
+from gpu import RESULT, WARM
 from transformers import LlamaConfig, PreTrainedModel
-
-WARM = 3
-"""Steps that are not counted: they compile, and the allocator learns what is asked for."""
-RESULT = "RESULT "
 
 
 def read_job() -> dict[str, Any]:

@@ -35,6 +35,7 @@ from transformers import (
     TrainerCallback,
 )
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl_train import Counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +78,6 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop = self._clock.step_ended()
-
-
-class Counting:
-    """A collator that counts the tokens (or, of pairs, half of the rows) that it hands out."""
-
-    def __init__(self, inner: Any, stage: str) -> None:
-        self.inner, self.stage = inner, stage
-        self.work: list[float] = []
-
-    def __call__(self, examples: Any) -> Any:
-        batch = self.inner(examples)
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        tokens = ids.numel() if mask is None else int(mask.sum())
-        self.work.append(len(ids) / 2 if self.stage == "reward" else tokens)
-        return batch
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -180,7 +166,9 @@ def once(job: dict[str, Any], way: Way, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         clock = gpu_side.Clock(job)
         trainer = trainer_for(job, way, batch, folder, clock)
-        trainer.data_collator = counting = Counting(trainer.data_collator, job["stage"])
+        trainer.data_collator = counting = Counting(
+            trainer.data_collator, "pairs" if job["stage"] == "reward" else "tokens"
+        )
         trainer.train()
     accumulated = items_of(job, way) // batch
     sums = [sum(counting.work[at : at + accumulated]) for at in range(0, len(counting.work), accumulated)]
@@ -197,15 +185,22 @@ def largest(job: dict[str, Any], way: Way) -> dict[str, Any]:
         # Only here are the error's frames gone, and with them the last hold on that model.
         gc.collect()
         torch.cuda.empty_cache()
-        print(f"{way.name}: a batch of {batch} does not fit: {told}", flush=True)
+        held = torch.cuda.memory_allocated() / 1e9 if job["device"] == "cuda" else 0.0
+        print(f"{way.name}: a batch of {batch} does not fit ({held:.1f} GB still held): {told}", flush=True)
     return {"error": told}
 
 
 def tried(job: dict[str, Any], way: Way) -> dict[str, Any]:
-    """What a way gives, or its error's last line."""
+    """What a way gives, or its error's last line.
+
+    Raises:
+        Exception: that of an error of CUDA itself.
+    """
     try:
         return largest(job, way)
     except Exception as error:  # whatever TRL and its kernels may raise: the other ways are tried all the same
+        if "CUDA error" in str(error):  # behind which nothing works in this process: gpu.py starts another
+            raise
         return {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"}
 
 

@@ -120,17 +120,22 @@ class _FlashAttention(torch.autograd.Function):
         query_THE, key_TKE, value_TKE, out_THE, sum_HT = ctx.saved_tensors
         plan: FlashPlan = ctx.plan
         grad_THE = grads[0].to(query_THE.dtype).contiguous()
-        whole = (grad_THE, query_THE, key_TKE, value_TKE, out_THE, sum_HT)
-        d_query, d_key, d_value = _backward(*whole, plan.own, ctx.scaling, causal=True)
+        d_query, d_key, d_value = _backward(
+            grad_THE, query_THE, key_TKE, value_TKE, out_THE, sum_HT, plan.own, ctx.scaling, causal=True
+        )
         if plan.roots is not None:
             branch_B, root_P = plan.branch_B, plan.root_P
-            part = (
-                *(one[branch_B] for one in (grad_THE, query_THE)),
-                *(one[root_P] for one in (key_TKE, value_TKE)),
+            more = _backward(
+                grad_THE[branch_B],
+                query_THE[branch_B],
+                key_TKE[root_P],
+                value_TKE[root_P],
                 out_THE[branch_B],
                 sum_HT[:, branch_B].contiguous(),
+                plan.roots,
+                ctx.scaling,
+                causal=False,
             )
-            more = _backward(*part, plan.roots, ctx.scaling, causal=False)
             for total, places, found in zip((d_query, d_key, d_value), (branch_B, root_P, root_P), more, strict=True):
                 total[places] += found
         return d_query, d_key, d_value, None, None

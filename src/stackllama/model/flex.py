@@ -37,8 +37,8 @@ def padded(tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FlexPlan:
-    """A padded row on a device, by token (T,), int64: the place where its own segment begins, those where its root
-    begins and ends (the same, for a root's tokens), and its position. What pads the row sees itself alone.
+    """A row on a device, padded to T tokens, by token (T,), int64: the place where its own segment begins, those where
+    its root begins and ends (the same, for a root's tokens), and its position. What pads the row sees itself alone.
     """
 
     start_T: Tensor
@@ -57,7 +57,11 @@ class FlexPlan:
             raise ValueError("attention sinks (s_aux) have no kernel on CUDA; use a model without them, or the CPU")
         if rule.window not in self.masks:
             self.masks[rule.window] = self._mask(rule.window)
-        query, key, value = (x[None].transpose(1, 2) for x in (query_THE, key_TKE, value_TKE))
+        tokens, length = len(query_THE), len(self.start_T)
+        query, key, value = (
+            torch.nn.functional.pad(x, (0, 0, 0, 0, 0, length - tokens))[None].transpose(1, 2)
+            for x in (query_THE, key_TKE, value_TKE)
+        )
         out_1HTE = _kernel(query.device.type)(
             query,
             key,
@@ -67,7 +71,7 @@ class FlexPlan:
             scale=rule.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out_1HTE[0].transpose(0, 1)
+        return out_1HTE[0, :, :tokens].transpose(0, 1)
 
     def _mask(self, window: int | None) -> BlockMask:
         start_T, root_start_T, root_stop_T, position_T = (
@@ -126,7 +130,7 @@ def _capping(softcap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor
 
 
 def plan_flex(forest: Forest, device: torch.device) -> FlexPlan:
-    """The plan of a row, for a row padded to `padded(len(forest))` tokens."""
+    """The plan of a row."""
     tokens, length = len(forest), padded(len(forest))
     ends = [(s.start, s.root_start, s.root_start if s.is_root else s.root_stop) for s in forest.segments]
     sizes = torch.tensor([segment.length for segment in forest.segments])

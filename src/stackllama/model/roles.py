@@ -33,10 +33,9 @@ from transformers import PreTrainedModel
 from stackllama.errors import ModelError
 from stackllama.model import llama
 from stackllama.model.attention import ForestPlan, KeyValueCache
-from stackllama.model.blocks import plan_blocks
-from stackllama.model.flex import padded, plan_flex
 from stackllama.model.heads import ScalarHead
 from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
+from stackllama.model.plans import RowPlan
 from stackllama.tokens.batches import on_device
 from stackllama.tokens.forest import Forest, Targets
 
@@ -80,16 +79,10 @@ class Role:
         return self._read(forest, None, places_N.to(self._trunk.device, non_blocking=True))
 
     def _read(self, forest: Forest, cache: KeyValueCache | None, places_N: Tensor | None) -> Tensor:
-        device = self._trunk.device
-        if device.type != "cuda":
-            row, plan = (forest.tokens_T[None], forest.positions_T[None]), plan_blocks(forest)
-            hidden_RSD = self._forward(*row, plan, cache, places_N)
-        else:
-            flex = plan_flex(forest, device)
-            tokens_T = nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest)))
-            tokens_T = tokens_T.to(device, non_blocking=True)
-            hidden_RSD = self._forward(tokens_T[None], flex.position_T[None], flex, cache, places_N)
-        return hidden_RSD[0, : len(forest)] if places_N is None else hidden_RSD[0]
+        tokens, positions = (
+            one[None].to(self.device, non_blocking=True) for one in (forest.tokens_T, forest.positions_T)
+        )
+        return self._forward(tokens, positions, RowPlan(forest, self.device), cache, places_N)[0]
 
     def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states (R, D) of one new token for each of R cached sequences."""
