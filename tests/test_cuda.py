@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,9 @@ def test_rows_of_another_length_are_the_same_to_the_bit_in_what_they_share() -> 
 def test_checkpointing_changes_no_gradient() -> None:
     forest = plant(random_trees(2))
     plain, checkpointed = trunk_on("cuda"), trunk_on("cuda")
-    checkpointed.model.activation_checkpointing_enable({"use_reentrant": False})
+    model = checkpointed.model
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # its newer name, or its older one
     wanted, found = learned(plain, forest)[1], learned(checkpointed, forest)[1]
     for name, grad in found.items():
         assert apart(grad, wanted[name]) < 1e-6, name
@@ -188,6 +191,7 @@ def test_the_peak_is_within_15_percent_of_the_prediction(size: str) -> None:
         num_key_value_heads=key_heads,
         vocab_size=32000,
     )
+    gc.collect()
     torch.cuda.empty_cache()
     used = torch.cuda.memory_allocated()
     with CUDA:

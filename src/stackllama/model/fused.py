@@ -212,8 +212,10 @@ class _Linears(torch.autograd.Function):
                 ups, wanted_ups, columns, scales, lows, d_lows, strict=True
             ):
                 if up_OR is not None:
-                    torch.mm(grad_NO, up_OR, out=d_low[:, some]).mul_(scale)
-                d_parts.append((grad_NO.T @ low_NR[:, some]).mul_(scale) if up else None)
+                    part_NR = d_low[:, some]
+                    torch.addmm(part_NR, grad_NO, up_OR, beta=0, alpha=scale, out=part_NR)
+                d_up = torch.addmm(up_OR, grad_NO.T, low_NR[:, some], beta=0, alpha=scale) if up else None
+                d_parts.append(d_up)
         d_downs = [
             d_low.T @ input_ND if down and input_ND is not None else None
             for d_low, down in zip(d_lows, wanted_downs, strict=True)

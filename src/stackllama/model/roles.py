@@ -9,9 +9,9 @@ backward, and left::
         loss = -policy.logprobs(hidden_TD, branch_targets(forest)).sum()
         loss.backward()
 
-A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each
-entry restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched.
-Leave the role before the optimizer steps: cast copies of the weights are kept until then.
+A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently.
+Whenever another role is entered, every ``requires_grad`` is restored from the trunk's own table, since peft flips them
+when adapters are switched. Leave the role before the optimizer steps: cast copies of the weights are kept until then.
 
 Legend: T tokens of a row, N scored tokens, D hidden size.
 """
@@ -176,6 +176,7 @@ class Trunk:
         self._adapters: dict[str, LoRA] = {}
         self._copies: dict[str, PreTrainedModel] = {}
         self._active: str | None = None
+        self._stands_for: tuple[str, bool] | None = None  # role and mode that the modules are set for
         self.cast: llama.CastLayers = {}  # while a role is entered
         model.requires_grad_(False)
 
@@ -185,6 +186,7 @@ class Trunk:
         Raises:
             ModelError: when no linear layer has one of the target names.
         """
+        self._stands_for = None
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -209,6 +211,7 @@ class Trunk:
 
     def add_copy(self, role: str) -> None:
         """Give a role a trainable fp32 copy of the trunk, frozen adapters folded in: to train small models in full."""
+        self._stands_for = None
         copied = copy.deepcopy(self.model).float()
         for name, layer in _lora_layers(copied):
             for frozen in self.frozen:
@@ -218,10 +221,12 @@ class Trunk:
 
     def train_in_place(self, role: str) -> None:
         """Let a role train the trunk's own weights, in fp32 (SFT and pretraining in full)."""
+        self._stands_for = None
         self._copies[role] = self.model.float()
 
     def add_head(self, role: str, head: str, *, spread: float, seed: int) -> None:
         """Give a role a scalar head; see `ScalarHead` for ``spread``."""
+        self._stands_for = None
         generator = torch.Generator().manual_seed(seed)
         made = ScalarHead(self.hidden_size, spread=spread, generator=generator)
         self.heads[_head_key(role, head)] = made.to(self.device)
@@ -250,16 +255,8 @@ class Trunk:
         if role != REFERENCE and role not in self._adapters and role not in self._copies:
             raise RuntimeError(f"no role {role} on this trunk; it has {', '.join([*self._adapters, *self._copies])}")
         model = self._copies.get(role, self.model)
-        if model is self.model:
-            self._switch(role)
-        model.train(training)
-        for _, layer in _lora_layers(model):
-            for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
-                layer.lora_dropout[frozen].eval()
-        self.heads.train(training)
-        # On whether training or not: where a decoder goes through transformers, autocast keeps cast copies of those
-        # weights alone that require gradients.
-        self._restore_gradients(role)
+        if self._stands_for != (role, training):
+            self._turn_to(role, model, training=training)
         self._active = role
         device = next(model.parameters()).device.type
         try:
@@ -312,6 +309,7 @@ class Trunk:
     @torch.no_grad()
     def merge(self, role: str) -> dict[str, Tensor]:
         """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the old weights."""
+        self._stands_for = None
         before: dict[str, Tensor] = {}
         for name, layer in _lora_layers(self.model):
             if role in layer.lora_A:
@@ -330,6 +328,7 @@ class Trunk:
 
     def drop(self, role: str) -> None:
         """Forget a role; peft's layers give way to the base layers when the last adapter is gone."""
+        self._stands_for = None
         self._copies.pop(role, None)
         for key in [key for key in self.heads if key.startswith(f"{role}/")]:
             del self.heads[key]
@@ -343,6 +342,7 @@ class Trunk:
 
     def freeze_under(self, role: str) -> None:
         """Keep a role's adapter live and frozen under every role, instead of merging it."""
+        self._stands_for = None
         self.frozen = (*self.frozen, role)
 
     @property
@@ -357,6 +357,20 @@ class Trunk:
             for name, parameter in self.model.named_parameters()
             if any(mark in name for mark in marker)
         }
+
+    def _turn_to(self, role: str, model: PreTrainedModel, *, training: bool) -> None:
+        """Set every module's mode, adapter and gradients for a role: once, while the same role is entered again."""
+        if model is self.model:
+            self._switch(role)
+        model.train(training)
+        for _, layer in _lora_layers(model):
+            for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
+                layer.lora_dropout[frozen].eval()
+        self.heads.train(training)
+        # On whether training or not: where a decoder goes through transformers, autocast keeps cast copies of those
+        # weights alone that require gradients.
+        self._restore_gradients(role)
+        self._stands_for = (role, training)
 
     def _switch(self, role: str) -> None:
         wanted = [*self.frozen, *([role] if role in self._adapters else [])]

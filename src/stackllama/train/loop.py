@@ -89,7 +89,7 @@ class Loop(Generic[RowT]):
         self.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batch)
-        parameters = list(self.trunk.trainable(self.objective.role).values())
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm, *totals = _read(clip_gradients(parameters, self.settings.clip_norm), *sums.values())
         terms, counts, total = self.objective.terms, batch.counts, dict(zip(sums, totals, strict=True))
         means = {name: total[name] / counts[term.count] for name, term in terms.items()}
