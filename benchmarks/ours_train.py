@@ -50,6 +50,9 @@ class Watched:
         self._source, self._left = source, steps
         self.work: list[float] = []
 
+    def prepare(self) -> None:
+        self._source.prepare()
+
     def next(self) -> Any:
         batch = self._source.next() if self._left else None
         self._left -= 1
@@ -77,6 +80,9 @@ class InOrder:
         whole = make(items)
         self.total_work, self.unit = whole.total_work, whole.unit
         self._steps = (make(items[at : at + per_step]) for at in range(0, len(items), per_step))
+
+    def prepare(self) -> None:
+        pass
 
     def next(self) -> Any:
         step = next(self._steps, None)

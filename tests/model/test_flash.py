@@ -65,13 +65,14 @@ def test_in_bf16_it_is_no_further_from_the_truth_than_the_blocks() -> None:
         assert (found - wanted).norm() <= max(1.2 * float((other - wanted).norm()), 1e-2 * float(wanted.norm()))
 
 
-def test_a_branch_changes_no_bit_of_another() -> None:
+@pytest.mark.parametrize("number", [0, 1, 2, 4])
+def test_a_branch_changes_no_bit_of_another(number: int) -> None:
     trees = random_trees(4)
     forest = plant(trees)
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(len(forest), count, E, generator=draw) for count in (H, K, K))
     before = Flash(forest).attend(query, key, value, RULE)
-    changed = forest.branches[1]
+    changed = forest.branches[number]
     key[changed.start : changed.stop] *= -1.0
     value[changed.start : changed.stop] += 1.0
     after = Flash(forest).attend(query, key, value, RULE)
@@ -81,15 +82,19 @@ def test_a_branch_changes_no_bit_of_another() -> None:
 
 
 def test_the_runs_of_a_row_by_hand() -> None:
-    """| 0 1 2 root | 3 4 branch | 5 branch | 6 7 root | 8 root | 9 10 11 branch |"""
-    trees = [Tree((1, 1, 1), ((1, 1), (1,))), Tree((1, 1)), Tree((1,), ((1, 1, 1),))]
+    """| 0 1 2 root | 3 4 branch | 5 branch | 6 branch | 7 8 root | 9 root | 10 11 12 branch | 13 root | ..."""
+    trees = [Tree((1, 1, 1), ((1, 1), (1,), (1,))), Tree((1, 1)), Tree((1,), ((1, 1, 1),)), Tree((1,), ((1,), (1, 1)))]
     plan = plan_flash(plant(trees), CPU)
-    assert plan.own.query_stops == plan.own.key_stops == (0, 3, 5, 6, 8, 9, 12)
-    assert plan.own.longest == (3, 3)
+    assert plan.own.query_stops == plan.own.key_stops == (0, 5, 6, 7, 9, 13, 15, 17)
+    assert plan.own.longest == (5, 5)
     assert plan.roots is not None
-    assert (plan.roots.query_stops, plan.roots.key_stops) == ((0, 3, 6), (0, 3, 4))
-    assert plan.branch_B.tolist() == [3, 4, 5, 9, 10, 11]
-    assert plan.root_P.tolist() == [0, 1, 2, 8]
+    assert (plan.roots.query_stops, plan.roots.key_stops) == ((0, 2, 4), (0, 3, 4))
+    assert plan.branch_B.tolist() == [5, 6, 15, 16]
+    assert plan.root_P.tolist() == [0, 1, 2, 13]
+
+
+def test_trees_of_one_branch_need_no_second_run() -> None:
+    assert plan_flash(plant([Tree((1,), ((1, 1),)), Tree((1, 1), ((1,),))]), CPU).roots is None
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ class Endless:
     def __init__(self, batch: Batch[SftRow]) -> None:
         self.batch = batch
 
+    def prepare(self) -> None:
+        pass
+
     def next(self) -> Batch[SftRow]:
         return self.batch
 

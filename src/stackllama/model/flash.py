@@ -1,18 +1,19 @@
 """Attention over forests by flash kernels: for attention without a window, a cap on the scores or sinks.
 
-A token sees two runs of keys: its own segment up to itself, and its root. So each segment is attended to by itself,
-causally, and each root by all branches of its tree at once, without a mask; no score is worked out that no edge of the
-forest asks for. The two results of a branch are parts of one softmax and are joined by the logarithms of their sums.
-The backward gives both kernels the joined result and sums, by which each finds its own share of the gradients.
+A token sees two runs of keys: its own segment up to itself, and its root. A root and the branch behind it are one text,
+attended to causally, and so is every other branch by itself; that branch attends to its root besides, without a mask.
+No score is worked out that no edge of the forest asks for. The two results of such a branch are parts of one softmax
+and are joined by the logarithms of their sums. The backward gives both kernels the joined result and sums, by which
+each finds its own share of the gradients.
 
-    row         root 1 | branch | branch | root 2 | branch | root 3
-    by itself   ------   ------   ------   ------   ------   ------
-    its root             ---------------            ------
+    row         root 1 | branch | branch | branch | root 2 | branch | root 3
+    causally    ---------------   ------   ------   ---------------   ------
+    its root                      ---------------
 
 Source: Dao et al. 2022, "FlashAttention", section 3.1 (parts of a softmax) and appendix B.2 (the backward).
 
-Legend: T tokens of the row, B tokens of branches, P tokens of roots that have some, L tokens of one run of queries, H
-query heads, K key/value heads, E head dimension.
+Legend: T tokens of the row, B tokens of branches that do not stand behind their root, P tokens of those roots, L
+tokens of one run of queries, H query heads, K key/value heads, E head dimension.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class FlashPlan:
-    """The runs of a row: every segment by itself; and, where there are branches, those of each tree before its root:
+    """The runs of a row: its causal ones; and, where a tree has several branches, all but the first before its root:
     branch_B and root_P are their places in the row.
     """
 
@@ -73,15 +74,17 @@ class FlashPlan:
 
 def plan_flash(forest: Forest, device: torch.device) -> FlashPlan:
     """The plan of a row."""
-    lengths = [segment.length for segment in forest.segments]
-    trees: dict[tuple[int, int], list[Segment]] = {}
+    starts = [one.start for one in forest.segments if one.is_root or one.start != one.root_stop]
+    own = [stop - start for start, stop in pairwise([*starts, len(forest)])]
+    others: dict[tuple[int, int], list[Segment]] = {}
     for branch in forest.branches:
-        trees.setdefault((branch.root_start, branch.root_stop), []).append(branch)
-    branches = [(of_tree[0].start, of_tree[-1].stop) for of_tree in trees.values()]
+        if branch.start != branch.root_stop:
+            others.setdefault((branch.root_start, branch.root_stop), []).append(branch)
+    branches = [(of_tree[0].start, of_tree[-1].stop) for of_tree in others.values()]
     roots = None
-    if trees:
-        roots = _runs([stop - start for start, stop in branches], [stop - start for start, stop in trees], device)
-    return FlashPlan(_runs(lengths, lengths, device), roots, _places(branches, device), _places([*trees], device))
+    if others:
+        roots = _runs([stop - start for start, stop in branches], [stop - start for start, stop in others], device)
+    return FlashPlan(_runs(own, own, device), roots, _places(branches, device), _places([*others], device))
 
 
 def _runs(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Runs:
@@ -138,7 +141,8 @@ class _FlashAttention(torch.autograd.Function):
             )
             for total, places, found in zip((d_query, d_key, d_value), (branch_B, root_P, root_P), more, strict=True):
                 total[places] += found
-        return d_query, d_key, d_value, None, None
+        rounded = (one.to(query_THE.dtype) for one in (d_query, d_key, d_value))
+        return *rounded, None, None  # type: ignore[return-value]
 
 
 def _joined(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -185,7 +189,9 @@ def _backward(
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The runs' share of the gradients of queries, keys and values; out_THE and sum_HT are of the whole softmax."""
+    """The runs' share of the gradients of queries, keys and values, perhaps more precise than these; out_THE and sum_HT
+    are of the whole softmax.
+    """
     if query_THE.is_cuda:
         state = torch.empty(2, dtype=torch.uint64, device=query_THE.device)  # of a dropout that there is none of
         found = torch.ops.aten._flash_attention_backward(
@@ -194,10 +200,13 @@ def _backward(
             scale=scaling,
         )
         return cast("tuple[Tensor, Tensor, Tensor]", found)
-    keys, values = (_for_each_head(one, query_THE.shape[1]) for one in (key_TKE, value_TKE))
-    d_query, d_keys, d_values = (torch.empty_like(one) for one in (query_THE, keys, values))
+    # In fp32 at least: that is no slower here, and what several branches give a root is rounded once.
+    wide = torch.promote_types(query_THE.dtype, torch.float32)
+    grad, query, out = (one.to(wide) for one in (grad_THE, query_THE, out_THE))
+    keys, values = (_for_each_head(one.to(wide), query.shape[1]) for one in (key_TKE, value_TKE))
+    d_query, d_keys, d_values = (torch.empty_like(one) for one in (query, keys, values))
     for queries, places in runs.each():
-        given = (grad_THE[queries], query_THE[queries], keys[places], values[places], out_THE[queries])
+        given = (grad[queries], query[queries], keys[places], values[places], out[queries])
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *map(_batched, given), sum_HT[None, :, queries], 0.0, causal, scale=scaling
         )

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from stackllama.model.kernels import one_kernel
 
-CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 26}
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """By device: a GPU multiplies small matrices below its rate."""
 
 

@@ -139,6 +139,9 @@ class ExperienceSource:
         self._notes: dict[str, float] = {}
         self._unreported = 0
 
+    def prepare(self) -> None:
+        """Nothing: a round may end early, and the next one is sampled by the policy that this one leaves."""
+
     def next(self) -> Batch[PPORow] | None:
         """The next minibatch; samples a new round when the last one is used up."""
         if not self._plan:

@@ -45,6 +45,11 @@ class Source(Protocol[RowT]):
     total_work: int
     unit: str
 
+    def prepare(self) -> None:
+        """Make the next batch already where it does not hang on what becomes of this one: called while a device is at
+        work on that. What `state_dict` gives stays as it is.
+        """
+
     def next(self) -> Batch[RowT] | None:
         """The next batch, or None at the end."""
 

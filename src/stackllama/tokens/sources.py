@@ -283,13 +283,18 @@ class PlannedSource(Generic[ItemT, RowT]):
         self._plan = plan
         self._make_batch = make_batch
         self._place = 0
+        self._ready: Batch[RowT] | None = None
+
+    def prepare(self) -> None:
+        """Make the next planned batch and keep it; the place stays."""
+        if self._ready is None and self._place < len(self._plan):
+            self._ready = self._make_batch([self._items[at] for at in self._plan[self._place]])
 
     def next(self) -> Batch[RowT] | None:
         """The next planned batch."""
-        if self._place == len(self._plan):
-            return None
-        batch = self._make_batch([self._items[at] for at in self._plan[self._place]])
-        self._place += 1
+        self.prepare()
+        batch, self._ready = self._ready, None
+        self._place += batch is not None
         return batch
 
     def observe(self, result: StepResult) -> None:
@@ -310,7 +315,7 @@ class PlannedSource(Generic[ItemT, RowT]):
                 f"the checkpoint was made with {state['steps']} planned steps, this data gives {len(self._plan)}; "
                 "the data has changed"
             )
-        self._place = state["place"]
+        self._place, self._ready = state["place"], None
 
 
 def sft_source(

@@ -90,7 +90,9 @@ class Loop(Generic[RowT]):
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batch)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm, *totals = _read(clip_gradients(parameters, self.settings.clip_norm), *sums.values())
+        norm_of_gradients = clip_gradients(parameters, self.settings.clip_norm)
+        self.source.prepare()
+        norm, *totals = _read(norm_of_gradients, *sums.values())
         terms, counts, total = self.objective.terms, batch.counts, dict(zip(sums, totals, strict=True))
         means = {name: total[name] / counts[term.count] for name, term in terms.items()}
         loss = sum(term.coefficient * means[name] for name, term in terms.items())
