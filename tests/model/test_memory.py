@@ -71,6 +71,29 @@ def test_training_in_full_holds_masters_gradients_moments_and_cast_copies() -> N
     assert in_place["copies"] == 2304
 
 
+def test_in_four_bits_the_linear_layers_take_half_a_byte_a_number() -> None:
+    # In bf16: 2 * 576 numbers of linear layers at 0.5 + 1/64 + 4/(64 * 256) = 0.515869140625 bytes: 594; the other 120
+    # numbers take 2 bytes each. An SFT adapter stays live under the role: 160 numbers in fp32 of each, cast to bf16; a
+    # token keeps two more low-rank pairs in each layer: 2 * 4 * 2 bytes more. The widest layer, 8 * 16, is unpacked.
+    machine = replace(CPU, weights=2, products=2)
+    dense, packed = (
+        memory.training(TINY, machine, LORA, ROW),
+        memory.training(TINY, replace(machine, quantized=True), LORA, ROW, under=[LORA]),
+    )
+    assert packed.parts["weights"] == 594 + 240
+    assert packed.parts["adapters"] == 2 * 640
+    assert packed.parts["copies"] == 2 * 320
+    assert packed.parts["optimizer"] == dense.parts["optimizer"]
+    assert packed.parts["activations"] - dense.parts["activations"] == 6 * 2 * 4 * 2
+    assert packed.parts["layers"] - dense.parts["layers"] == 2 * 128
+
+
+def test_weights_that_are_to_be_packed_are_whole_in_the_processors_memory_first() -> None:
+    machine = replace(CPU, weights=2, products=2, quantized=True)
+    assert memory.loading(TINY, machine, stored=2).parts["weights"] == 2 * 1272
+    assert memory.loading(TINY, replace(machine, gpus=1), stored=2).parts["weights"] == 834
+
+
 def test_the_cache_of_the_sampler() -> None:
     # 3 sequences of 5 + 7 places, keys and values of 1 head of 4, fp32: 3 * 12 * 2 * 4 * 4 = 1152 a layer; two layers
     # 2304, 3/8 of that while it is packed together, and one layer's copy in a step: 2304 + 864 + 1152.
