@@ -105,17 +105,19 @@ def _live(recipe: Recipe) -> list[Method]:
     return [] if recipe.base.quantization == "off" else [method(recipe.sft)]
 
 
-def _loading(recipe: Recipe, shape: Shape, machine: Machine, *, first: bool) -> Moment:
+def _loading(recipe: Recipe, shape: Shape, machine: Machine, *, first: bool) -> Iterator[Moment]:
     # The base's files may be in any precision, fp32 at worst; what SFT leaves is in that of the trunk.
     stored = memory.FP32 if first and not is_size(recipe.base.model) else machine.weights
-    return memory.loading(shape, machine, stored=stored)
+    yield memory.loading(shape, machine, stored=stored)
+    if machine.quantized:
+        yield memory.quantizing(shape, machine)
 
 
 def _sft(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     section = recipe.sft
     row = memory.full_row(min(recipe.compute.row_tokens, section.tokens_per_step), section.max_tokens)
     how, scored = method(section), row[-1].stop
-    yield _loading(recipe, shape, machine, first=True)
+    yield from _loading(recipe, shape, machine, first=True)
     yield memory.training(shape, machine, how, row, in_place=True, scored=scored)
     if how.rank is not None and not machine.quantized:
         yield memory.merging(shape, machine, how)
@@ -129,7 +131,7 @@ def _reward(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     # A question that outgrows the row is dealt to several; as many answers stand in one as fit, two at least.
     fitting = max(2, (tokens - section.max_question_tokens) // section.max_answer_tokens)
     row = memory.full_row(tokens, section.max_question_tokens, answers[:fitting])
-    yield _loading(recipe, shape, machine, first=False)
+    yield from _loading(recipe, shape, machine, first=False)
     yield memory.training(shape, machine, method(section), row, under=_live(recipe))
 
 
@@ -141,7 +143,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     tokens = min(recipe.compute.row_tokens, tree * math.ceil(section.prompts_per_step / section.minibatches))
     samples = min(section.samples_per_prompt, max(1, (tokens - section.max_prompt_tokens) // section.max_new_tokens))
     row = memory.full_row(tokens, section.max_prompt_tokens, (section.max_new_tokens,) * samples)
-    yield _loading(recipe, shape, machine, first=False)
+    yield from _loading(recipe, shape, machine, first=False)
     yield memory.sampling(
         shape,
         machine,
@@ -160,7 +162,7 @@ def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment
     sequences = min(SLOTS, recipe.evaluate.prompts)
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
-    yield _loading(recipe, shape, machine, first=False)
+    yield from _loading(recipe, shape, machine, first=False)
     yield memory.sampling(
         shape, machine, sequences=sequences, prompts=sequences, prompt_tokens=prompt, new_tokens=new, roles=roles
     )

@@ -29,8 +29,9 @@ ROW = memory.row_of([(4, (2,))])
         ("embedded", "sft", "lora", "1024", "512"),
         ("16m", "reward", "full", "512", "256"),
         ("smollm2-135m-instruct", "reward", "lora", "256", "128", "--steps", "1"),
+        ("smollm2-135m-instruct", "reward", "lora", "256", "128", "--steps", "1", "--nf4"),
     ],
-    ids=lambda case: " ".join(case[:3]),
+    ids=lambda case: " ".join([*case[:3], *case[7:]]),
 )
 def test_the_measured_peak_is_within_15_percent_of_the_prediction(case: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -92,6 +93,10 @@ def test_weights_that_are_to_be_packed_are_whole_in_the_processors_memory_first(
     machine = replace(CPU, weights=2, products=2, quantized=True)
     assert memory.loading(TINY, machine, stored=2).parts["weights"] == 2 * 1272
     assert memory.loading(TINY, replace(machine, gpus=1), stored=2).parts["weights"] == 834
+    # Then the packed ones come beside them; on a GPU, the widest layer (8 * 16 numbers) at a time.
+    both, one = (memory.quantizing(TINY, replace(machine, gpus=gpus)).parts for gpus in (0, 1))
+    assert (both["weights"], both["copies"]) == (834, 2544)
+    assert (one["weights"], one["copies"]) == (834, 256)
 
 
 def test_the_cache_of_the_sampler() -> None:

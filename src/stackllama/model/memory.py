@@ -57,6 +57,8 @@ PARTS = {
 FP32 = 4
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a number of a 4-bit weight with its scales: see `nf4.py`."""
+PACKING = 16
+"""Bytes for a number while its weight is packed on the CPU: it, its size, it by its scale, bounded, and its level."""
 CONTEXT = 600 << 20
 """Bytes of CUDA's context and of its libraries' workspaces."""
 HOLES = 0.45
@@ -202,13 +204,20 @@ def adapter_parameters(shape: Shape, method: Method) -> int:
 
 
 def loading(shape: Shape, machine: Machine, *, stored: int) -> Moment:
-    """Reading weights from files of numbers of `stored` bytes: the file's pages count until all is converted. Weights
-    that are to be in 4 bits are whole in the processor's memory first; a GPU gets one layer of them at a time.
-    """
+    """Reading weights from files of numbers of `stored` bytes: the file's pages count until all is converted."""
     if not machine.gpus:
-        machine = replace(machine, quantized=False)
+        machine = replace(machine, quantized=False)  # that comes after
     converted = stored if stored != machine.weights and not machine.gpus else 0
     return Moment("loading", _held(shape, machine) | {"copies": shape.parameters * converted})
+
+
+def quantizing(shape: Shape, machine: Machine) -> Moment:
+    """Putting loaded weights into 4 bits: the dense ones lie in a mapped file, whose pages stay until the last one is
+    packed; a GPU gets one layer of them at a time.
+    """
+    widest = _widest(shape)
+    dense = machine.weights * (widest if machine.gpus else shape.parameters)
+    return Moment("quantizing", _held(shape, machine) | {"copies": dense, "layers": PACKING * widest})
 
 
 def training(
@@ -300,8 +309,8 @@ def merging(shape: Shape, machine: Machine, method: Method) -> Moment:
     """Folding an adapter into the trunk, with what it replaces kept until the result is measured."""
     held = _held(shape, machine, [method])
     linear = shape.layers * shape.layer_parameters // max(1, machine.gpus)
-    widest = max(ins * outs for ins, outs in shape.linears.values())
-    return Moment("merging", held | {"copies": linear * machine.weights, "layers": 3 * FP32 * widest})
+    copies = linear * machine.weights
+    return Moment("merging", held | {"copies": copies, "layers": 3 * FP32 * _widest(shape)})
 
 
 def _held(shape: Shape, machine: Machine, roles: Sequence[Method] = ()) -> dict[str, int]:
@@ -328,7 +337,12 @@ def _trunk(shape: Shape, machine: Machine) -> int:
 
 def _unpacked(shape: Shape, machine: Machine) -> int:
     """Bytes of the one weight that is unpacked for a product, where weights are packed: the widest."""
-    return machine.products * max(ins * outs for ins, outs in shape.linears.values()) if machine.quantized else 0
+    return machine.products * _widest(shape) if machine.quantized else 0
+
+
+def _widest(shape: Shape) -> int:
+    """Numbers of the widest linear layer's weight."""
+    return max(ins * outs for ins, outs in shape.linears.values())
 
 
 def _kept(shape: Shape, machine: Machine, methods: Sequence[Method], stream: int) -> int:

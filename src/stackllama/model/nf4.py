@@ -96,6 +96,10 @@ def quantize(model: PreTrainedModel, device: torch.device) -> None:
     decoder = model.base_model
     for name in [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]:
         decoder.set_submodule(name, NF4Linear(decoder.get_submodule(name), device))
+    # Loaded weights lie in their files, mapped: while one of them does, the pages of all that were read stay.
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def is_quantized(model: nn.Module) -> bool:
