@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import rates
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -116,25 +118,9 @@ def source(job: dict[str, Any]) -> Source[Any]:
     return reward_source(paired, questions_per_step=job["questions_per_step"], **common)
 
 
-def matrix_rate(model: nn.Module, tokens: int, dtype: torch.dtype) -> float:
-    """FLOP/s of matrix products of the model's own shapes with so many tokens: forward and backward to the input, each
-    shape as often as it occurs.
-    """
-    shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
-    flops = seconds = 0.0
-    for out_features, in_features in sorted(set(map(tuple, shapes))):
-        weight = torch.randn(out_features, in_features).to(dtype)
-        hidden, grad = torch.randn(tokens, in_features).to(dtype), torch.randn(tokens, out_features).to(dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.nn.functional.linear(hidden, weight)
-            torch.mm(grad, weight)
-            times.append(time.perf_counter() - start)
-        count = sum(tuple(shape) == (out_features, in_features) for shape in shapes)
-        flops += count * 4 * tokens * out_features * in_features
-        seconds += count * min(times[1:])
-    return flops / seconds
+def own_shapes(model: nn.Module) -> Counter[tuple[int, int]]:
+    """(features in, features out) of the model's linear layers -> how many have them."""
+    return Counter((one.in_features, one.out_features) for one in model.modules() if isinstance(one, nn.Linear))
 
 
 def trunk_for(job: dict[str, Any], role: str) -> Trunk:
@@ -192,7 +178,7 @@ def main() -> None:
             loop.run()
     peak = memory.peak()
     seconds = [end - start for start, end in pairwise(ends)]
-    rate = matrix_rate(trunk.model, job["tokens_per_step"], torch.bfloat16 if job["bf16"] else torch.float32)
+    rate = rates.of_shapes(own_shapes(trunk.model), job["tokens_per_step"], trunk.precision, trunk.device)
     print(json.dumps({"seconds": seconds, "work": watched.work, "losses": losses, "peak": peak, "matrix_rate": rate}))
 
 

@@ -15,11 +15,8 @@ wherever it was tried); no activation checkpointing, and 4 pairs a
 step for reward. Ours packs whole documents, 2,048 tokens a step, and 8 questions a step with all their answers. SFT
 learns every token on both sides; a pair is a pair on both sides.
 
-The share of the peak is the work that the mathematics needs, over the time and the rate of matrix products of the
-model's own shapes in the same process. For a token and P weights of the linear layers, LoRA needs 2 P FLOPs forward and
-2 P backward to the inputs (weights of rank r and their gradients: 6 r (d_in + d_out) a layer); the output matrix of
-V x D the same, 4 V D; attention of H heads of E over K visible tokens 4 H E K forward and 8 H E K backward. What is
-computed twice to save memory is not counted.
+The share of the peak is the work that the mathematics needs (flops.py has the formula), over the time and the rate of
+matrix products of the model's own shapes in the same process.
 
 Prints a table and, as its last line, one JSON object: ours over TRL's, medians over pairs of runs (throughput: more is
 better; memory: less is better); `sft_lora_share_of_peak`; and `precision`.
@@ -40,6 +37,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import flops
 import torch
 import workload
 from transformers import LlamaConfig
@@ -126,16 +124,9 @@ def run(python: Path, script: str, told: dict[str, Any], folder: Path, *more: st
 
 
 def flops_per_token(model: Path, documents: Sequence[Sequence[int]]) -> float:
-    """What SFT with LoRA needs for a token of these documents, by the formula above."""
-    config = LlamaConfig.from_pretrained(model)
-    d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    size = d // heads
-    kv = config.num_key_value_heads * size
-    linear = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]
-    tokens = sum(map(len, documents))
-    visible = sum(len(one) * (len(one) + 1) / 2 for one in documents) / tokens
-    layer = sum(4 * i * o + 6 * LORA["rank"] * (i + o) for i, o in linear) + 12 * d * visible  # type: ignore[operator]
-    return float(config.num_hidden_layers * layer + 4 * config.vocab_size * d)
+    """What SFT with LoRA needs for a token of these documents."""
+    seen = flops.visible([(len(one), ()) for one in documents])
+    return flops.per_token(LlamaConfig.from_pretrained(model), rank=LORA["rank"], seen=seen)  # type: ignore[arg-type]
 
 
 def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:

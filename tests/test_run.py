@@ -159,6 +159,7 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
         "folder",
         "data.address",
         "compute.threads",
+        "compute.device",
         "compute.engine",
         "compute.checkpoint_steps",
         "compute.log_steps",
@@ -187,9 +188,10 @@ def test_other_versions_or_threads_are_remarked_on(tmp_path: Path, monkeypatch: 
         assert run.begin("data") == []
     with open_run(recipe(tmp_path, compute={"threads": 2})) as run:
         assert run.begin("data") == ["threads was 1 and is 2: data goes on, but its bits will differ"]
-    here = environment(1)
+    here = environment(1, None)
     older = {**here, "packages": {**here["packages"], "torch": "1.0"}}
     assert list(changes(older, here)) == [f"torch was 1.0 and is {here['packages']['torch']}"]
+    assert list(changes(here, environment(1, "NVIDIA H200"))) == ["accelerator was None and is NVIDIA H200"]
 
 
 def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:

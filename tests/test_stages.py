@@ -38,7 +38,7 @@ reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, hea
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
   max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
 evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}
-compute: {threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
+compute: {device: cpu, threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
 """
 
 

@@ -20,7 +20,7 @@ from stackllama.data.interchange import reading as interchange_read
 from stackllama.data.posts import Question
 from stackllama.data.store import store
 from stackllama.environment import processor_features
-from stackllama.errors import DataError, ModelError
+from stackllama.errors import DataError, ModelError, RecipeError
 from stackllama.files import digest_folder
 from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
@@ -52,6 +52,8 @@ RowT = TypeVar("RowT")
 
 BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 """Features of processors that multiply bf16 in hardware; without them bf16 is emulated, and slower than fp32."""
+FIRST_WITH_BF16 = (8, 0)
+"""Compute capability from which GPUs of NVIDIA multiply bf16 in hardware."""
 
 FINAL = "final"
 FROZEN = "frozen"
@@ -78,12 +80,38 @@ def prepare_machine(recipe: Recipe) -> None:
     torch.set_num_threads(recipe.compute.threads or available_threads())
 
 
+def device(recipe: Recipe) -> torch.device:
+    """Where models are trained and sampled: on the GPU where one is asked for, or there is one.
+
+    Raises:
+        RecipeError: when a GPU is asked for and torch sees none.
+    """
+    asked, there = recipe.compute.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise RecipeError(
+            f"compute.device is cuda, but torch {torch.__version__} sees no GPU here; set it to auto or cpu, or "
+            "install a build of torch with CUDA and a driver that fits it"
+        )
+    return torch.device("cuda" if there and asked != "cpu" else "cpu")
+
+
+def accelerator(recipe: Recipe) -> str | None:
+    """The name of the GPU that is used; None on the CPU."""
+    return torch.cuda.get_device_name() if device(recipe).type == "cuda" else None
+
+
 def precision(recipe: Recipe) -> torch.dtype:
-    """Type of the matrix products: bf16 where asked for, or where the processor multiplies it in hardware."""
+    """Type of the matrix products: bf16 where asked for, or where the device multiplies it in hardware."""
     asked = recipe.compute.dtype
     if asked == "auto":
-        return torch.bfloat16 if BF16_FEATURES & set(processor_features()) else torch.float32
+        return torch.bfloat16 if _multiplies_bf16(device(recipe)) else torch.float32
     return torch.bfloat16 if asked == "bfloat16" else torch.float32
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= FIRST_WITH_BF16
+    return bool(BF16_FEATURES & set(processor_features()))
 
 
 def weight_type(recipe: Recipe) -> torch.dtype:
@@ -93,9 +121,9 @@ def weight_type(recipe: Recipe) -> torch.dtype:
 
 
 def quantize_base(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Put a loaded model's weights into the bits that the recipe asks for, where they are."""
+    """Put a loaded model's weights into the bits that the recipe asks for; 4-bit ones are on its device then."""
     if recipe.base.quantization == "nf4":
-        nf4.quantize(model, model.device)
+        nf4.quantize(model, device(recipe))
 
 
 def stage_seed(recipe: Recipe, stage: str) -> int:
@@ -206,7 +234,7 @@ def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
     digest = recorded_digest(folder, SFT, FINAL)
     loaded = load_model(final, weight_type(recipe), attention="forest")
     quantize_base(recipe, loaded.model)
-    trunk = Trunk(loaded.model, precision=precision(recipe))
+    trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
     if frozen.is_dir() or FROZEN in stage_outputs(folder, SFT):
         digest += recorded_digest(folder, SFT, FROZEN)
         load_role(frozen, trunk, SFT, trunk_hash="")

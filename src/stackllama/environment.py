@@ -17,14 +17,15 @@ OPTIONAL_PACKAGES = ("bitsandbytes",)
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """The versions, the thread count and the processor, as they are noted in a run's lineage."""
+def environment(threads: int, accelerator: str | None) -> dict[str, Any]:
+    """The versions, the thread count, the processor and the GPU in use, as they are noted in a run's lineage."""
     return {
         "python": platform.python_version(),
         "packages": {name: version for name in (*PACKAGES, *OPTIONAL_PACKAGES) if (version := package_version(name))},
         "threads": threads,
         "processor": processor(),
         "features": processor_features(),
+        "accelerator": accelerator,
     }
 
 

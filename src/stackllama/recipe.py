@@ -334,8 +334,11 @@ class Compute(Section):
     engine: Literal["local", "ray"] = Field(
         "local", description="Where the data stage converts: processes of this machine, or a Ray cluster (RAY_ADDRESS)."
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models are trained and sampled; auto: on the GPU (CUDA) where there is one."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of the weights in use; auto: bfloat16 where the processor multiplies it in hardware."
+        "auto", description="Type of the weights in use; auto: bfloat16 where the device multiplies it in hardware."
     )
     row_tokens: int = Field(2048, ge=32, description="Length of a packed row in tokens: the unit of memory.")
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between two checkpoints.")

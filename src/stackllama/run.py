@@ -123,17 +123,20 @@ class Run:
             if not self.is_complete(earlier):
                 raise self._missing(earlier, needed_by=stage)
 
-    def begin(self, stage: str, *, inputs: Mapping[str, str] | None = None) -> list[str]:
+    def begin(
+        self, stage: str, *, inputs: Mapping[str, str] | None = None, accelerator: str | None = None
+    ) -> list[str]:
         """Begin a stage, or go on with it: makes its folder, and notes what it is made from and where.
 
         `inputs`: name -> hash of what comes from outside (a dump, a base model). What comes from earlier stages is
-        added here. Returns remarks for the user: why the bits of a resumed stage will differ from an unbroken one's.
+        added here. `accelerator`: the GPU that computes. Returns remarks for the user: why the bits of a resumed stage
+        will differ from an unbroken one's.
 
         Errors: RunError where an earlier stage is missing, or the stage was begun from other inputs.
         """
         self.require(stage)
         made_from = self._made_from(stage) | dict(inputs or {})
-        here, lineage = environment(self._threads), self.lineage()
+        here, lineage = environment(self._threads, accelerator), self.lineage()
         before = lineage["stages"].get(stage)
         remarks: list[str] = []
         if before is not None and self._has_begun(stage):

@@ -17,11 +17,13 @@ from stackllama.assembly import (
     FINAL,
     FROZEN,
     SFT,
+    accelerator,
     adapter,
     add_trained,
     base_hashes,
     check_enough,
     check_fits,
+    device,
     kl_controller,
     load_roles,
     load_trunk,
@@ -139,15 +141,18 @@ def run_sft(recipe: Recipe, run: Run) -> None:
     )
     check_fits(recipe, loaded)
     check_enough(recipe, run, loaded.tokenizer)
+    hashes = base_hashes(loaded)
+    if recipe.base.quantization == "off":  # else the device gets one layer after the other, when it is packed
+        loaded.model.to(device(recipe))
     probe(loaded.model)
-    with _stage(run, "sft", inputs=base_hashes(loaded)) as (folder, outputs):
+    with _stage(run, "sft", inputs=hashes, accelerator=accelerator(recipe)) as (folder, outputs):
         trees, held_out = (sft_trees(recipe, run, loaded.tokenizer, split) for split in ("sft", "eval"))
         atomic_write_json(folder / "left_out.json", {"sft": dict(trees.left_out), "eval": dict(held_out.left_out)})
         if recipe.base.quantization != "off":
             # What is unpacked and packed again has other bits, so the stages after this one pack these weights too.
             save_model(folder / FINAL, loaded.model, loaded.tokenizer)
             quantize_base(recipe, loaded.model)
-        trunk = Trunk(loaded.model, precision=precision(recipe))
+        trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
         sample = _first_answers(held_out.items, recipe.evaluate.perplexity_answers)
         before = _read(recipe, trunk, REFERENCE, sample)
         if recipe.sft.method == "full":
@@ -211,7 +216,7 @@ def run_reward(recipe: Recipe, run: Run) -> None:
 
 def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
     prepare_machine(recipe)
-    with _stage(run, role) as (folder, outputs):
+    with _stage(run, role, accelerator=accelerator(recipe)) as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk = assembled.trunk
         (_, trees), (questions, held_out) = (paired_trees(recipe, run, assembled.tokenizer, s) for s in (role, "eval"))
@@ -263,7 +268,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
     prepare_machine(recipe)
     if recipe.ppo.method == "lora" and recipe.ppo.lora.dropout > 0:
         print("ppo: with ppo.lora.dropout above 0 the first minibatch of a round is not exact: ratios there are not 1")
-    with _stage(run, "ppo") as (folder, outputs):
+    with _stage(run, "ppo", accelerator=accelerator(recipe)) as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
@@ -310,7 +315,7 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
     if run.is_complete("evaluate"):
         return
     prepare_machine(recipe)
-    with _stage(run, "evaluate") as (folder, outputs):
+    with _stage(run, "evaluate", accelerator=accelerator(recipe)) as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         load_roles(assembled, run.folder, "reward", "judge", "policy")
         questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "eval")
@@ -344,14 +349,16 @@ def run_report(recipe: Recipe, run: Run) -> None:
 
 
 @contextmanager
-def _stage(run: Run, stage: str, *, inputs: Mapping[str, str] | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+def _stage(
+    run: Run, stage: str, *, inputs: Mapping[str, str] | None = None, accelerator: str | None = None
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """Begin a stage or go on with it; yields its folder, and a dict to be filled with the hashes of what it made.
 
-    inputs: hashes of what comes from outside the run.
+    inputs: hashes of what comes from outside the run; accelerator: the GPU that computes.
 
     When the block ends well the stage is complete. Its seconds add up over all the times that it was gone on with.
     """
-    for remark in run.begin(stage, inputs=inputs):
+    for remark in run.begin(stage, inputs=inputs, accelerator=accelerator):
         print(remark)
     folder, outputs = run.stage(stage), dict[str, str]()
     start = time.perf_counter()

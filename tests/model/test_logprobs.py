@@ -15,7 +15,7 @@ from stackllama.model.logprobs import summed_logprobs, token_entropies, token_lo
 def test_values_and_gradients_agree_with_log_softmax_whatever_the_chunk(
     softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * 11)  # 3 positions a chunk: 7 positions make 3 chunks
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 3 * 11)  # 3 positions a chunk: 7 positions make 3 chunks
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 5, generator=draw, dtype=torch.float32, requires_grad=True) for n in (7, 11))
     label, upstream = torch.randint(11, (7,), generator=draw), torch.randn(7, generator=draw)
@@ -36,7 +36,7 @@ def test_values_and_gradients_agree_with_log_softmax_whatever_the_chunk(
 def test_the_sum_and_a_frozen_matrix_have_the_same_gradients(
     softcap: float | None, trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * 11)
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 3 * 11)
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 5, generator=draw, requires_grad=True) for n in (7, 11))
     label, upstream = torch.randint(11, (7,), generator=draw), torch.randn(7, generator=draw)

@@ -68,7 +68,7 @@ def likelihood(trunk: Trunk, role: str, trees: Sequence[Tree], *, everything: bo
     with trunk.use(role) as reader:
         for packed in pack(trees, row_tokens):
             row: SftRow = sft_row(packed, everything=everything)
-            logprob_N = reader.logprobs(reader.hidden(row.forest), row.targets).double()
+            logprob_N = reader.logprobs(reader.hidden(row.forest), row.targets).double().cpu()
             keys = [*([tree.key for tree in packed] if everything else []), *row.forest.tree_of_branch]
             found_B = sum_per_sequence(logprob_N, row.targets.branch_N, len(keys))
             count_B = torch.bincount(row.targets.branch_N, minlength=len(keys))
@@ -127,8 +127,8 @@ def _divergence(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: i
             sums.append([])
             for packed, forest in rows:
                 targets = branch_targets(forest)
-                logprob_N = reader.logprobs(reader.hidden(forest), targets)
-                sums[-1].append(sum_per_sequence(logprob_N.double(), targets.branch_N, len(packed)))
+                logprob_N = reader.logprobs(reader.hidden(forest), targets).double().cpu()
+                sums[-1].append(sum_per_sequence(logprob_N, targets.branch_N, len(packed)))
     for (packed, _), policy_S, reference_S in zip(rows, *sums, strict=True):
         kl[[tree.key for tree in packed]] = (policy_S - reference_S).numpy()
     return kl

@@ -5,7 +5,7 @@ and/or ``key_value_cache=`` (prefill, decoding). The keywords travel through the
 attention. The model's own mask is never used: the mask function registered beside it returns None, and a call with
 neither keyword raises, so no layer can ever attend without one of the two saying what is visible.
 
-A plan says how a row is attended to: `blocks.py` has one for the CPU, `flex.py` one for CUDA.
+A plan says how a row is attended to: `plans.py` chooses its kernels.
 
 Legend: R rows, T tokens, H query heads, K key/value heads, E head dimension, B Q L scores by batch, query and key.
 """

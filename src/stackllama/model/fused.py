@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
+from stackllama.model.kernels import one_kernel
+
 
 class Made(Protocol):
     """How the input of linear layers is made from its sources, and their gradients from its gradient."""
@@ -58,24 +60,37 @@ class Normed:
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, D)."""
         hidden_ND, weight_D = sources
-        return (hidden_ND * self._inverse(hidden_ND)).mul_(weight_D).to(self.dtype)
+        return _normed(hidden_ND, weight_D, self.eps, self.dtype)
 
     def backward(self, grad_ND: Tensor, wanted: Sequence[bool], /, *sources: Tensor) -> tuple[Tensor | None, ...]:
         """With u = hidden / rms: d weight = sum grad u; d hidden = (g - u mean(g u)) / rms where g = grad weight."""
         hidden_ND, weight_D = sources
-        inverse_N1 = self._inverse(hidden_ND)
-        unit_ND = hidden_ND * inverse_N1
-        weighted_ND = grad_ND * weight_D.float()
-        d_weight = (grad_ND * unit_ND).sum(0).to(weight_D.dtype) if wanted[1] else None
-        if not wanted[0]:
-            return None, d_weight
-        share_N1 = torch.linalg.vecdot(weighted_ND, unit_ND).div_(hidden_ND.shape[-1]).unsqueeze_(-1)
-        d_hidden = weighted_ND.sub_(unit_ND.mul_(share_N1)).mul_(inverse_N1)
-        return d_hidden.to(hidden_ND.dtype), d_weight
+        return _normed_gradients(grad_ND, hidden_ND, weight_D, self.eps, wanted[0], wanted[1])
 
-    def _inverse(self, hidden_ND: Tensor) -> Tensor:
-        square_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        return square_N1.div_(hidden_ND.shape[-1]).add_(self.eps).rsqrt_()
+
+@one_kernel
+def _normed(hidden_ND: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return (hidden_ND * _inverse_rms(hidden_ND, eps)).mul_(weight_D).to(dtype)
+
+
+@one_kernel
+def _normed_gradients(
+    grad_ND: Tensor, hidden_ND: Tensor, weight_D: Tensor, eps: float, hidden: bool, weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    inverse_N1 = _inverse_rms(hidden_ND, eps)
+    unit_ND = hidden_ND * inverse_N1
+    weighted_ND = grad_ND * weight_D.float()
+    d_weight = (grad_ND * unit_ND).sum(0).to(weight_D.dtype) if weight else None
+    if not hidden:
+        return None, d_weight
+    share_N1 = torch.linalg.vecdot(weighted_ND, unit_ND).div_(hidden_ND.shape[-1]).unsqueeze_(-1)
+    d_hidden = weighted_ND.sub_(unit_ND.mul_(share_N1)).mul_(inverse_N1)
+    return d_hidden.to(hidden_ND.dtype), d_weight
+
+
+def _inverse_rms(hidden_ND: Tensor, eps: float) -> Tensor:
+    square_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=torch.float32).square_()
+    return square_N1.div_(hidden_ND.shape[-1]).add_(eps).rsqrt_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +100,23 @@ class Gated:
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, F)."""
         gate_NF, up_NF = sources
-        return silu(gate_NF).mul_(up_NF)
+        return _gated(gate_NF, up_NF)
 
     def backward(self, grad_ND: Tensor, _: Sequence[bool], /, *sources: Tensor) -> tuple[Tensor | None, ...]:
         """With s = sigmoid(gate): d up = grad gate s; d gate = grad up s (1 + gate (1 - s))."""
         gate_NF, up_NF = sources
-        d_gate = torch.ops.aten.silu_backward(grad_ND * up_NF, gate_NF)
-        return d_gate, silu(gate_NF).mul_(grad_ND)
+        return _gated_gradients(grad_ND, gate_NF, up_NF)
+
+
+@one_kernel
+def _gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    return silu(gate_NF).mul_(up_NF)
+
+
+@one_kernel
+def _gated_gradients(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
+    d_gate = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
+    return d_gate, silu(gate_NF).mul_(grad_NF)
 
 
 class Packed(Protocol):
@@ -203,8 +228,10 @@ class _Linears(torch.autograd.Function):
                 ups, wanted_ups, columns, scales, lows, d_lows, strict=True
             ):
                 if up_OR is not None:
-                    torch.mm(grad_NO, up_OR, out=d_low[:, some]).mul_(scale)
-                d_parts.append((grad_NO.T @ low_NR[:, some]).mul_(scale) if up else None)
+                    part_NR = d_low[:, some]
+                    torch.addmm(part_NR, grad_NO, up_OR, beta=0, alpha=scale, out=part_NR)
+                d_up = torch.addmm(up_OR, grad_NO.T, low_NR[:, some], beta=0, alpha=scale) if up else None
+                d_parts.append(d_up)
         d_downs = [
             d_low.T @ input_ND if down and input_ND is not None else None
             for d_low, down in zip(d_lows, wanted_downs, strict=True)
@@ -266,15 +293,15 @@ class _Rotated(torch.autograd.Function):
         return _turn(grads[0], cos_NE, sin_NE, back=True), None, None
 
 
+@one_kernel
 def _turn(heads_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor, *, back: bool) -> Tensor:
     half = heads_NHE.shape[-1] // 2
     cos_N1E, sin_N1E = cos_NE[:, None, :half], sin_NE[:, None, :half]
     first, second = heads_NHE[..., :half], heads_NHE[..., half:]
-    turned = torch.empty(heads_NHE.shape, dtype=heads_NHE.dtype, device=heads_NHE.device)
     sign = -1.0 if back else 1.0
-    torch.mul(first, cos_N1E, out=turned[..., :half]).addcmul_(second, sin_N1E, value=-sign)
-    torch.mul(second, cos_N1E, out=turned[..., half:]).addcmul_(first, sin_N1E, value=sign)
-    return turned
+    turned_first = torch.addcmul(first * cos_N1E, second, sin_N1E, value=-sign)
+    turned_second = torch.addcmul(second * cos_N1E, first, sin_N1E, value=sign)
+    return torch.cat((turned_first, turned_second), -1)
 
 
 def rotated(heads_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:

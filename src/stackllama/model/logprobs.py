@@ -12,19 +12,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-CHUNK_ELEMENTS = 1 << 24
+from stackllama.model.kernels import one_kernel
+
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""By device: a GPU multiplies small matrices below its rate."""
 
 
-def _chunks(count: int, vocabulary: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
+def _chunks(count: int, weight_VD: Tensor) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS[weight_VD.device.type] // len(weight_VD))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, softcap: float | None) -> Tensor:
-    """(C, V) in fp32; ``softcap`` bounds them by cap * tanh(logit / cap), as Gemma 2 does."""
-    logits_CV = torch.nn.functional.linear(hidden_CD, weight_VD).float()
-    return logits_CV if softcap is None else logits_CV.div_(softcap).tanh_().mul_(softcap)
 
 
 class _TokenLogProb(torch.autograd.Function):
@@ -39,13 +37,13 @@ class _TokenLogProb(torch.autograd.Function):
         logprob_N = torch.empty(len(label_N), dtype=torch.float32, device=hidden_ND.device)
         frozen = not ctx.needs_input_grad[1]
         slope_ND = torch.empty_like(hidden_ND) if frozen and ctx.needs_input_grad[0] else None
-        for part in _chunks(len(label_N), len(weight_VD)):
-            logits_CV = _logits(hidden_ND[part], weight_VD, softcap)
-            logprob_CV = torch.log_softmax(logits_CV, dim=-1)
-            logprob_N[part] = logprob_CV.gather(1, label_N[part, None]).squeeze(1)
-            if slope_ND is not None:
-                d_logits = _slopes(logprob_CV, logits_CV, label_N[part], softcap).to(weight_VD.dtype)
-                torch.mm(d_logits, weight_VD, out=slope_ND[part])
+        for part in _chunks(len(label_N), weight_VD):
+            raw_CV = linear(hidden_ND[part], weight_VD)
+            if slope_ND is None:
+                logprob_N[part] = _label_logprobs(raw_CV, label_N[part], softcap)
+            else:
+                logprob_N[part], slope_CV = _scored(raw_CV, label_N[part], softcap, None)
+                torch.mm(slope_CV, weight_VD, out=slope_ND[part])
         ctx.save_for_backward(*((slope_ND,) if frozen else (hidden_ND, weight_VD, label_N)))
         ctx.softcap = softcap
         return logprob_N
@@ -87,22 +85,50 @@ def _gradients(
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     d_hidden = torch.empty_like(hidden_ND)
     d_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=hidden_ND.device)
-    for part in _chunks(len(label_N), len(weight_VD)):
-        logits_CV = _logits(hidden_ND[part], weight_VD, softcap)
-        logprob_CV = torch.log_softmax(logits_CV, dim=-1)
-        total += logprob_CV.gather(1, label_N[part, None]).sum()
-        d_logits = _slopes(logprob_CV, logits_CV, label_N[part], softcap)
-        d_logits = (d_logits if grad_N is None else d_logits.mul_(grad_N[part, None])).to(weight_VD.dtype)
-        torch.mm(d_logits, weight_VD, out=d_hidden[part])
-        d_weight += d_logits.T @ hidden_ND[part]
+    for part in _chunks(len(label_N), weight_VD):
+        raw_CV = linear(hidden_ND[part], weight_VD)
+        logprob_C, slope_CV = _scored(raw_CV, label_N[part], softcap, None if grad_N is None else grad_N[part])
+        total += logprob_C.sum()
+        torch.mm(slope_CV, weight_VD, out=d_hidden[part])
+        d_weight += slope_CV.T @ hidden_ND[part]
     return total, d_hidden, d_weight
 
 
-def _slopes(logprob_CV: Tensor, logits_CV: Tensor, label_C: Tensor, softcap: float | None) -> Tensor:
-    """Derivatives of log p[label] by the logits before any softcap: [v = label] - p[v], in place of the log p."""
-    slope_CV = logprob_CV.exp_().neg_()
-    slope_CV.scatter_add_(1, label_C[:, None], torch.ones_like(slope_CV[:, :1]))
-    return slope_CV if softcap is None else slope_CV.mul_(1.0 - (logits_CV / softcap).square())
+@one_kernel
+def _label_logprobs(raw_CV: Tensor, label_C: Tensor, softcap: float | None) -> Tensor:
+    """The log p[label] (C,), fp32, of logits as the product gives them."""
+    return torch.log_softmax(_capped(raw_CV, softcap), dim=-1).gather(1, label_C[:, None]).squeeze(1)
+
+
+def _scored(raw_CV: Tensor, label_C: Tensor, softcap: float | None, weight_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The log p[label] (C,), fp32, and its derivatives by the logits before any softcap, times each token's weight, in
+    the logits' precision: [v = label] - p[v].
+    """
+    logprob_C, slope_CV, own_C1 = _slopes(raw_CV, label_C, softcap, weight_C)
+    return logprob_C, slope_CV.scatter_(1, label_C[:, None], own_C1)
+
+
+@one_kernel
+def _slopes(
+    raw_CV: Tensor, label_C: Tensor, softcap: float | None, weight_C: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The log p[label], -p[v] for every v, and 1 - p[label]; the last two are derivatives, with softcap and weight."""
+    logits_CV = _capped(raw_CV, softcap)
+    logprob_CV = torch.log_softmax(logits_CV, dim=-1)
+    logprob_C1 = logprob_CV.gather(1, label_C[:, None])
+    slope_CV, own_C1 = logprob_CV.exp_().neg_(), 1.0 - logprob_C1.exp()
+    if softcap is not None:
+        bend_CV = 1.0 - (logits_CV / softcap).square()
+        slope_CV, own_C1 = slope_CV.mul_(bend_CV), own_C1 * bend_CV.gather(1, label_C[:, None])
+    if weight_C is not None:
+        slope_CV, own_C1 = slope_CV.mul_(weight_C[:, None]), own_C1 * weight_C[:, None]
+    return logprob_C1.squeeze(1), slope_CV.to(raw_CV.dtype), own_C1.to(raw_CV.dtype)
+
+
+def _capped(raw_CV: Tensor, softcap: float | None) -> Tensor:
+    """Logits in fp32; ``softcap`` bounds them by cap * tanh(logit / cap), as Gemma 2 does."""
+    logits_CV = raw_CV.float()
+    return logits_CV if softcap is None else logits_CV.div(softcap).tanh_().mul_(softcap)
 
 
 def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, *, softcap: float | None = None) -> Tensor:
@@ -139,7 +165,12 @@ def _check(hidden_ND: Tensor, weight_VD: Tensor) -> None:
 def token_entropies(hidden_ND: Tensor, weight_VD: Tensor, *, softcap: float | None = None) -> Tensor:
     """Entropy in nats (N,), fp32, of the next-token distribution at each position. For metrics: carries no gradient."""
     entropy_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
-    for part in _chunks(len(hidden_ND), len(weight_VD)):
-        logprob_CV = torch.log_softmax(_logits(hidden_ND[part], weight_VD, softcap), dim=-1)
-        entropy_N[part] = -(logprob_CV.exp() * logprob_CV).sum(-1)
+    for part in _chunks(len(hidden_ND), weight_VD):
+        entropy_N[part] = _entropies(linear(hidden_ND[part], weight_VD), softcap)
     return entropy_N
+
+
+@one_kernel
+def _entropies(raw_CV: Tensor, softcap: float | None) -> Tensor:
+    logprob_CV = torch.log_softmax(_capped(raw_CV, softcap), dim=-1)
+    return -(logprob_CV.exp() * logprob_CV).sum(-1)

@@ -413,7 +413,8 @@ def _head(shape: Shape, machine: Machine, scored: int, *, slopes: bool, trained:
     """
     if not scored:
         return 0
-    chunk = min(scored, max(1, CHUNK_ELEMENTS // shape.vocabulary))
+    elements = CHUNK_ELEMENTS["cuda" if machine.gpus else "cpu"]
+    chunk = min(scored, max(1, elements // shape.vocabulary))
     cast = 0 if machine.products == FP32 else machine.products
     each = 2 * FP32 + cast + (FP32 + 2 * cast if scored > chunk else 0)
     rows = scored * shape.hidden * machine.products * (2 if slopes else 1)

@@ -71,7 +71,7 @@ def _alone(model: PreTrainedModel, root: tuple[int, ...], branch: tuple[int, ...
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            ids = torch.tensor([[*root, *branch]])
+            ids = torch.tensor([[*root, *branch]], device=model.device)
             logprob_TV = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
     finally:
         model.set_attn_implementation(own)

@@ -9,9 +9,9 @@ backward, and left::
         loss = -policy.logprobs(hidden_TD, branch_targets(forest)).sum()
         loss.backward()
 
-A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently. Each
-entry restores every ``requires_grad`` from the trunk's own table, since peft flips them when adapters are switched.
-Leave the role before the optimizer steps: cast copies of the weights are kept until then.
+A backward outside its role raises: with activation checkpointing another adapter would be recomputed, silently.
+Whenever another role is entered, every ``requires_grad`` is restored from the trunk's own table, since peft flips them
+when adapters are switched. Leave the role before the optimizer steps: cast copies of the weights are kept until then.
 
 Legend: T tokens of a row, N scored tokens, D hidden size.
 """
@@ -33,11 +33,11 @@ from transformers import PreTrainedModel
 from stackllama.errors import ModelError
 from stackllama.model import llama
 from stackllama.model.attention import ForestPlan, KeyValueCache
-from stackllama.model.blocks import plan_blocks
-from stackllama.model.flex import padded, plan_flex
 from stackllama.model.heads import ScalarHead
 from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
 from stackllama.model.nf4 import is_quantized
+from stackllama.model.plans import RowPlan
+from stackllama.tokens.batches import on_device
 from stackllama.tokens.forest import Forest, Targets
 
 REFERENCE = "reference"
@@ -56,12 +56,20 @@ class LoRA:
 
 
 class Role:
-    """A role that has been entered: what the objectives, the sampler and the evaluation compute with."""
+    """A role that has been entered: what the objectives, the sampler and the evaluation compute with.
+
+    Rows and targets may lie on the CPU; what is computed lies on the trunk's device.
+    """
 
     def __init__(self, trunk: Trunk, name: str, model: PreTrainedModel) -> None:
         self._trunk = trunk
         self._model = model
         self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._trunk.device
 
     def hidden(self, forest: Forest, *, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states (T, D) of a packed row, in the compute precision; ``cache`` keeps its keys and values."""
@@ -69,18 +77,13 @@ class Role:
 
     def hidden_at(self, forest: Forest, places_N: Tensor) -> Tensor:
         """Final hidden states (N, D) at some places of a packed row; the last layer works for these alone."""
-        return self._read(forest, None, places_N.to(self._trunk.device))
+        return self._read(forest, None, places_N.to(self._trunk.device, non_blocking=True))
 
     def _read(self, forest: Forest, cache: KeyValueCache | None, places_N: Tensor | None) -> Tensor:
-        device = self._trunk.device
-        if device.type != "cuda":
-            row, plan = (forest.tokens_T[None], forest.positions_T[None]), plan_blocks(forest)
-            hidden_RSD = self._forward(*row, plan, cache, places_N)
-        else:
-            flex = plan_flex(forest, device)
-            tokens_T = torch.nn.functional.pad(forest.tokens_T, (0, padded(len(forest)) - len(forest))).to(device)
-            hidden_RSD = self._forward(tokens_T[None], flex.position_T[None], flex, cache, places_N)
-        return hidden_RSD[0, : len(forest)] if places_N is None else hidden_RSD[0]
+        tokens, positions = (
+            one[None].to(self.device, non_blocking=True) for one in (forest.tokens_T, forest.positions_T)
+        )
+        return self._forward(tokens, positions, RowPlan(forest, self.device), cache, places_N)[0]
 
     def next_hidden(self, tokens_R: Tensor, positions_R: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states (R, D) of one new token for each of R cached sequences."""
@@ -110,10 +113,12 @@ class Role:
 
     def logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """Log-probabilities (N,) in nats, fp32, of the scored tokens."""
+        targets = on_device(targets, self._trunk.device)
         return self.label_logprobs(hidden_TD[targets.predictor_N], targets.label_N)
 
     def summed_logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """The sum (), in nats, fp32, of the log-probabilities of the scored tokens."""
+        targets = on_device(targets, self._trunk.device)
         weight_VD = self._output_matrix()
         hidden_ND = hidden_TD[targets.predictor_N].to(weight_VD.dtype)
         return summed_logprobs(hidden_ND, weight_VD, targets.label_N, softcap=self._softcap)
@@ -125,6 +130,7 @@ class Role:
 
     def entropies(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
         """Entropies (N,) in nats of the distributions that the scored tokens were drawn from; no gradient."""
+        targets = on_device(targets, self._trunk.device)
         weight_VD = self._output_matrix()
         return token_entropies(hidden_TD[targets.predictor_N].to(weight_VD.dtype), weight_VD, softcap=self._softcap)
 
@@ -171,6 +177,7 @@ class Trunk:
         self._adapters: dict[str, LoRA] = {}
         self._copies: dict[str, PreTrainedModel] = {}
         self._active: str | None = None
+        self._stands_for: tuple[str, bool] | None = None  # role and mode that the modules are set for
         self.cast: llama.CastLayers = {}  # while a role is entered
         model.requires_grad_(False)
 
@@ -180,6 +187,7 @@ class Trunk:
         Raises:
             ModelError: when no linear layer has one of the target names.
         """
+        self._stands_for = None
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -209,6 +217,7 @@ class Trunk:
             ModelError: when the trunk's weights are in 4 bits.
         """
         self._check_dense(role)
+        self._stands_for = None
         copied = copy.deepcopy(self.model).float()
         for name, layer in _lora_layers(copied):
             for frozen in self.frozen:
@@ -223,10 +232,12 @@ class Trunk:
             ModelError: when the trunk's weights are in 4 bits.
         """
         self._check_dense(role)
+        self._stands_for = None
         self._copies[role] = self.model.float()
 
     def add_head(self, role: str, head: str, *, spread: float, seed: int) -> None:
         """Give a role a scalar head; see `ScalarHead` for ``spread``."""
+        self._stands_for = None
         generator = torch.Generator().manual_seed(seed)
         made = ScalarHead(self.hidden_size, spread=spread, generator=generator)
         self.heads[_head_key(role, head)] = made.to(self.device)
@@ -260,16 +271,8 @@ class Trunk:
         if role != REFERENCE and role not in self._adapters and role not in self._copies:
             raise RuntimeError(f"no role {role} on this trunk; it has {', '.join([*self._adapters, *self._copies])}")
         model = self._copies.get(role, self.model)
-        if model is self.model:
-            self._switch(role)
-        model.train(training)
-        for _, layer in _lora_layers(model):
-            for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
-                layer.lora_dropout[frozen].eval()
-        self.heads.train(training)
-        # On whether training or not: where a decoder goes through transformers, autocast keeps cast copies of those
-        # weights alone that require gradients.
-        self._restore_gradients(role)
+        if self._stands_for != (role, training):
+            self._turn_to(role, model, training=training)
         self._active = role
         device = next(model.parameters()).device.type
         try:
@@ -323,6 +326,7 @@ class Trunk:
     def merge(self, role: str) -> dict[str, Tensor]:
         """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the old weights."""
         assert not self.quantized, "an adapter over 4-bit weights stays live: see `freeze_under`"
+        self._stands_for = None
         before: dict[str, Tensor] = {}
         for name, layer in _lora_layers(self.model):
             if role in layer.lora_A:
@@ -341,6 +345,7 @@ class Trunk:
 
     def drop(self, role: str) -> None:
         """Forget a role; peft's layers give way to the base layers when the last adapter is gone."""
+        self._stands_for = None
         self._copies.pop(role, None)
         for key in [key for key in self.heads if key.startswith(f"{role}/")]:
             del self.heads[key]
@@ -354,6 +359,7 @@ class Trunk:
 
     def freeze_under(self, role: str) -> None:
         """Keep a role's adapter live and frozen under every role, instead of merging it."""
+        self._stands_for = None
         self.frozen = (*self.frozen, role)
 
     @property
@@ -374,6 +380,20 @@ class Trunk:
             for name, parameter in self.model.named_parameters()
             if any(mark in name for mark in marker)
         }
+
+    def _turn_to(self, role: str, model: PreTrainedModel, *, training: bool) -> None:
+        """Set every module's mode, adapter and gradients for a role: once, while the same role is entered again."""
+        if model is self.model:
+            self._switch(role)
+        model.train(training)
+        for _, layer in _lora_layers(model):
+            for frozen in set(self.frozen) & set(layer.lora_dropout):  # what is not trained is not dropped from either
+                layer.lora_dropout[frozen].eval()
+        self.heads.train(training)
+        # On whether training or not: where a decoder goes through transformers, autocast keeps cast copies of those
+        # weights alone that require gradients.
+        self._restore_gradients(role)
+        self._stands_for = (role, training)
 
     def _switch(self, role: str) -> None:
         wanted = [*self.frozen, *([role] if role in self._adapters else [])]

@@ -91,7 +91,7 @@ def fit_head(trunk: Trunk, role: str, rows: Iterable[RewardRow], *, length_penal
     weights: list[Tensor] = []
     with trunk.use(role) as reader:
         for row in rows:
-            hidden_BD = reader.hidden_at(row.forest, row.last_B).double()
+            hidden_BD = reader.hidden_at(row.forest, row.last_B).double().cpu()
             gaps.append(hidden_BD[row.better_P] - hidden_BD[row.worse_P])
             asked.append(_asked_gap(row, length_penalty).double())
             weights.append(row.weight_P.double())

@@ -20,10 +20,13 @@ class SequenceCache:
     """Keys and values of R sequences of at most ``places`` tokens.
 
     segment_of: for each sequence, the segment of the prefilled row that is its prompt; sequences may share one.
+    device: where the model works.
     """
 
-    def __init__(self, segment_of: Sequence[Segment], *, places: int) -> None:
-        self.lengths_R = torch.tensor([segment.length for segment in segment_of])
+    def __init__(self, segment_of: Sequence[Segment], *, places: int, device: torch.device) -> None:
+        lengths = [segment.length for segment in segment_of]
+        self.lengths_R = torch.tensor(lengths, device=device)
+        self._longest = max(lengths)  # known here, so that no step waits for the device to tell
         self._segments = list(segment_of)
         self._places = places
         self._keys: dict[int, Tensor] = {}
@@ -44,14 +47,14 @@ class SequenceCache:
         The lengths are the ones before this token; `grow` moves them on once every layer has seen it.
         """
         rows, heads, _, size = key.shape
-        each = torch.arange(rows)
+        each = torch.arange(rows, device=key.device)
         self._keys[layer][each, :, self.lengths_R] = key[:, :, 0]
         self._values[layer][each, :, self.lengths_R] = value[:, :, 0]
-        used = int(self.lengths_R.max()) + 1
+        used = self._longest + 1
         keys, values = (store[layer][:, :, :used].flatten(0, 1) for store in (self._keys, self._values))
         query_BGE = query.reshape(rows * heads, -1, size)
         scores = torch.bmm(query_BGE, keys.transpose(1, 2)).float().mul_(rule.scaling)
-        place = torch.arange(used)
+        place = torch.arange(used, device=key.device)
         distance_RL = self.lengths_R[:, None] - place
         hidden_RL = distance_RL < 0
         if rule.window is not None:
@@ -63,9 +66,11 @@ class SequenceCache:
     def grow(self) -> None:
         """Count the token that was just attended."""
         self.lengths_R = self.lengths_R + 1
+        self._longest += 1
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these sequences only."""
         self.lengths_R = self.lengths_R[rows]
+        self._longest = int(self.lengths_R.max())
         self._keys = {layer: block[rows] for layer, block in self._keys.items()}
         self._values = {layer: block[rows] for layer, block in self._values.items()}

@@ -104,10 +104,11 @@ def _grow(role: Role, wave: list[_Growing], how: Sampling) -> Iterator[tuple[int
         if not any(running):
             return
         if running.count(False) >= COMPACT_AT * len(running):
-            rows = torch.tensor([row for row, runs in enumerate(running) if runs])
+            kept = [row for row, runs in enumerate(running) if runs]
+            rows = torch.tensor(kept, device=token_R.device)
             cache.keep(rows)
             token_R = token_R[rows]
-            active = [active[row] for row in rows.tolist()]
+            active = [active[row] for row in kept]
             running = [True] * len(active)
         with torch.no_grad():
             hidden_RD = role.next_hidden(token_R, cache.lengths_R, cache)
@@ -121,9 +122,9 @@ def _prefill(role: Role, wave: Sequence[_Growing], how: Sampling) -> tuple[Seque
     segment = dict(zip(distinct, forest.segments, strict=True))
     longest = max(map(len, distinct))
     segments = [segment[growing.request.prompt] for growing in wave]
-    cache = SequenceCache(segments, places=longest + how.max_new_tokens)
+    cache = SequenceCache(segments, places=longest + how.max_new_tokens, device=role.device)
     hidden_TD = role.hidden(forest, cache=cache)
-    return cache, hidden_TD[torch.tensor([one.stop - 1 for one in segments])]
+    return cache, hidden_TD[torch.tensor([one.stop - 1 for one in segments], device=role.device)]
 
 
 def _next_tokens(role: Role, growing: Sequence[_Growing], hidden_RD: Tensor, how: Sampling) -> Tensor:
@@ -134,7 +135,7 @@ def _next_tokens(role: Role, growing: Sequence[_Growing], hidden_RD: Tensor, how
     if how.temperature != 1.0 or how.top_p != 1.0:
         logprob_RV = reshape_distribution(logprob_RV, temperature=how.temperature, top_p=how.top_p)
     noise_R = uniforms(how.seed, [one.request.id for one in growing], [len(one.tokens) for one in growing])
-    token_R = draw(logprob_RV, noise_R)
+    token_R = draw(logprob_RV, noise_R.to(logprob_RV.device))
     chosen_R = logprob_RV.gather(1, token_R[:, None]).squeeze(1)
     for one, token, logprob in zip(growing, token_R.tolist(), chosen_R.tolist(), strict=True):
         if _unfinished(one, how):

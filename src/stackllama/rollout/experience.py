@@ -66,7 +66,7 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A packed row with what three roles say of it: (N,) log-probabilities and values, fp32."""
+    """A packed row with what three roles say of it: (N,) log-probabilities and values, fp32, on the CPU."""
 
     forest: Forest
     logprob_N: Tensor
@@ -75,8 +75,8 @@ class Scored:
 
 
 def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: int, row_tokens: int) -> Tensor:
-    """Reward of each branch (S,), in the order of the trees. A response that was cut off is closed with an EOS first: a
-    score is always read at an EOS, as in training. A tree that outgrows a row repeats its root.
+    """Reward of each branch (S,), on the CPU, in the order of the trees. A response that was cut off is closed with an
+    EOS first: a score is always read at an EOS, as in training. A tree that outgrows a row repeats its root.
     """
     closed: list[Tree] = []
     for tree in trees:
@@ -90,7 +90,7 @@ def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: i
             score_B = scorer.score(reward.HEAD, scorer.hidden_at(forest, last_tokens(forest)))
             parts = score_B.split([len(tree.branches) for tree in row])
             found |= {tree.key: part for tree, part in zip(row, parts, strict=True)}
-    return torch.cat([found[at] for at in range(len(closed))])
+    return torch.cat([found[at] for at in range(len(closed))]).cpu()
 
 
 def token_rewards(charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coefficient: float) -> Tensor:
@@ -281,9 +281,9 @@ class ExperienceSource:
                 targets = branch_targets(forest)
                 hidden_TD = policy.hidden(forest)
                 value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N])
-                old.append((policy.logprobs(hidden_TD, targets), value_N))
+                old.append((policy.logprobs(hidden_TD, targets).cpu(), value_N.cpu()))
         with self._trunk.use(REFERENCE) as reference:
-            known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)) for forest in forests]
+            known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)).cpu() for forest in forests]
         return [
             Scored(forest, logprob, ref, value)
             for forest, (logprob, value), ref in zip(forests, old, known, strict=True)

@@ -96,5 +96,5 @@ class RewardRow:
     def length_ratio_P(self) -> Tensor:
         """log(tokens of the better answer / tokens of the worse one), fp32; each answer's EOS counts."""
         lengths = [segment.length for segment in self.forest.branches]
-        log_length_B = torch.tensor(lengths, dtype=torch.float32, device=self.last_B.device).log()
+        log_length_B = torch.tensor(lengths, dtype=torch.float32).log().to(self.last_B.device, non_blocking=True)
         return log_length_B[self.better_P] - log_length_B[self.worse_P]

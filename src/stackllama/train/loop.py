@@ -89,12 +89,12 @@ class Loop(Generic[RowT]):
         self.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batch)
-        parameters = list(self.trunk.trainable(self.objective.role).values())
-        norm = float(clip_gradients(parameters, self.settings.clip_norm))
-        terms, counts = self.objective.terms, batch.counts
-        means = {name: float(sums[name]) / counts[term.count] for name, term in terms.items()}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm, *totals = _read(clip_gradients(parameters, self.settings.clip_norm), *sums.values())
+        terms, counts, total = self.objective.terms, batch.counts, dict(zip(sums, totals, strict=True))
+        means = {name: total[name] / counts[term.count] for name, term in terms.items()}
         loss = sum(term.coefficient * means[name] for name, term in terms.items())
-        metrics = {name: float(sums[name]) / counts[count] for name, count in self.objective.metric_counts.items()}
+        metrics = {name: total[name] / counts[count] for name, count in self.objective.metric_counts.items()}
         if len(means) > 1:
             metrics |= means
         refusal = self.guard.refusal(loss=loss, gradient_norm=norm, metrics=metrics)
@@ -161,3 +161,9 @@ class Loop(Generic[RowT]):
         self.source.load_state_dict(state["source"])
         self._refused, self.work = state["refused"], state["work"]
         return checkpoint.set_rng_state(state["random"])
+
+
+def _read(*numbers: Tensor) -> list[float]:
+    """Numbers of the device, all at once: the one point of a step at which the host waits for it."""
+    found: list[float] = torch.stack([number.detach().double() for number in numbers]).tolist()
+    return found
