@@ -145,6 +145,9 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {kl: {coefficient: 0}}", ["ppo.kl.coefficient = 0", "ppo.kl.controller to fixed"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
         (SMALL + "base: 3m", ["sft.method must be full"]),
+        (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
+        (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
+        (SMALL + "base: {model: 3m, quantization: nf4}", ["base.model = 3m starts from random weights"]),
     ],
 )
 def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -157,6 +160,13 @@ def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_p
     path = tmp_path / "plain.yaml"
     path.write_text(text + "ppo: {minibatches: 5}\n", encoding="utf-8")
     assert load_recipe(path).stages == ("data", "sft")
+    path.write_text(text + "base: {quantization: nf4}\nppo: {method: full}\n", encoding="utf-8")
+    assert load_recipe(path).base.quantization == "nf4"
+
+
+def test_a_contradiction_of_quantization_is_told_once(tmp_path: Path) -> None:
+    text = SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}\nppo: {method: full}"
+    assert len(problem(tmp_path, text).splitlines()) == 1
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stackllama import stages
 from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
 from stackllama.cli import main
 from stackllama.data.store import store
 from stackllama.errors import RunError
+from stackllama.model.load import load_base
+from stackllama.model.nf4 import quantize
 from stackllama.recipe_load import load_recipe
 from stackllama.run import open_run, stage_outputs
 from stackllama.tokens.forest import Tree
@@ -63,8 +66,24 @@ def final_weights(run: Path) -> dict[str, str]:
     """Hash of every final tensor file, by its place in the run."""
     return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run.glob("*/final/*.safetensors"))
+        for path in sorted([*run.glob("*/final/*.safetensors"), *run.glob("*/frozen/*.safetensors")])
     }
+
+
+def kill_and_go_on(folder: Path, stage: str, *words: str, draw: random.Random) -> None:
+    """Kill a stage of the run `small` at a random moment after some steps, and give the same command again."""
+    run = folder / "runs" / "small"
+    process = stackllama(folder, stage, "small.yaml", *words)
+    log = run / stage / "metrics.jsonl"
+    wanted = draw.randint(2, 7)
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < wanted):
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / stage / "complete.json").exists()
+    finish(stackllama(folder, stage, "small.yaml", *words))
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +124,11 @@ def test_the_same_command_again_changes_nothing(whole: Path) -> None:
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    run, draw = tmp_path / "runs" / "small", random.Random(1)
-    expected = final_weights(whole)
+    draw = random.Random(1)
+    finish(stackllama(tmp_path, "data", "small.yaml"))
     for stage in ("sft", "reward", "ppo"):
-        finish(stackllama(tmp_path, "data", "small.yaml")) if stage == "sft" else None
-        process = stackllama(tmp_path, stage, "small.yaml")
-        log = run / stage / "metrics.jsonl"
-        wanted = draw.randint(2, 7)
-        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < wanted):
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not (run / stage / "complete.json").exists()
-        finish(stackllama(tmp_path, stage, "small.yaml"))
-    assert final_weights(run) == expected
+        kill_and_go_on(tmp_path, stage, draw=draw)
+    assert final_weights(tmp_path / "runs" / "small") == final_weights(whole)
 
 
 def test_killed_behind_its_last_step_a_stage_states_no_rate(whole: Path, tmp_path: Path) -> None:
@@ -186,6 +194,61 @@ def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(
         stages.run_sft(recipe, run)
         assert run.outputs(SFT).keys() == {FINAL, FROZEN}
         assert load_trunk(recipe, run.folder).trunk.frozen == (SFT,)
+
+
+@pytest.fixture(scope="module")
+def in_four_bits(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The run folder of a journey by adapters over a base in 4 bits, and the words that make it so."""
+    folder = tmp_path_factory.mktemp("nf4")
+    write_recipe(folder, "lora")
+    words = ["--base.model", str(whole / SFT / FINAL), "--base.quantization", "nf4", "--sft.method", "lora"]
+    finish(stackllama(folder, "run", "small.yaml", *words))
+    return folder / "runs" / "small", words
+
+
+def test_over_a_base_in_four_bits_the_sft_adapter_stays_live(
+    whole: Path, in_four_bits: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    run, _ = in_four_bits
+    assert set(final_weights(run)) == {
+        "sft/final/model.safetensors",
+        "sft/frozen/role.safetensors",
+        "reward/final/role.safetensors",
+        "judge/final/role.safetensors",
+        "ppo/final/role.safetensors",
+    }
+    # What SFT leaves is the base as it was, and all later stages pack the very same bits of it.
+    kept, base = (load_file(folder / SFT / FINAL / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in base.items())
+    recipe = load_recipe(run / "recipe.yaml")
+    trunk = load_trunk(recipe, run).trunk
+    assert trunk.quantized
+    assert trunk.frozen == (SFT,)
+    packed = load_base(recipe.base.model, attention="forest").model
+    quantize(packed, packed.device)
+    trunk.drop(SFT)
+    found = trunk.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in packed.state_dict().items())
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["sft"]["perplexity_after"] == summary["sft"]["perplexity_unmerged"]
+    assert summary["sft"]["perplexity_after"] < summary["sft"]["perplexity_before"]
+    assert summary["ppo"]["kl"] is not None
+    output = finish(stackllama(tmp_path, "score", str(run), "--question", "Soil?", "--answer", "Use sand."))
+    assert "Use sand." in output
+
+
+def test_killed_over_a_base_in_four_bits_it_ends_with_the_same_bits(
+    in_four_bits: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    run, words = in_four_bits
+    write_recipe(tmp_path, "lora")
+    draw = random.Random(2)
+    finish(stackllama(tmp_path, "data", "small.yaml", *words))
+    for stage in ("sft", "reward"):
+        kill_and_go_on(tmp_path, stage, *words, draw=draw)
+    expected, found = final_weights(run), final_weights(tmp_path / "runs" / "small")
+    assert len(found) == 4
+    assert all(expected[name] == digest for name, digest in found.items())
 
 
 @pytest.mark.parametrize("damaged", ['"abc"', "[]", "null", "true", "-1", "NaN", "Infinity"])

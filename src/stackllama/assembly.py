@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 from stackllama.data.dump.archive import digest_dump
 from stackllama.data.interchange import reading as interchange_read
@@ -21,6 +22,7 @@ from stackllama.data.store import store
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError, RecipeError
 from stackllama.files import digest_folder
+from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
@@ -68,7 +70,13 @@ class Assembled:
 
 
 def prepare_machine(recipe: Recipe) -> None:
-    """Set the thread count that the recipe asks for."""
+    """Set the thread count that the recipe asks for.
+
+    Raises:
+        ModelError: when the recipe asks for 4-bit weights and the package for them is not installed.
+    """
+    if recipe.base.quantization == "nf4":
+        nf4.check_installed()
     torch.set_num_threads(recipe.compute.threads or available_threads())
 
 
@@ -110,6 +118,12 @@ def weight_type(recipe: Recipe) -> torch.dtype:
     """Type in which the trunk is kept: fp32 as soon as one stage trains all weights: its copies must start equal."""
     full = any(section.method == "full" for section in (recipe.sft, recipe.reward, recipe.ppo))
     return torch.float32 if full else precision(recipe)
+
+
+def quantize_base(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Put a loaded model's weights into the bits that the recipe asks for; 4-bit ones are on its device then."""
+    if recipe.base.quantization == "nf4":
+        nf4.quantize(model, device(recipe))
 
 
 def stage_seed(recipe: Recipe, stage: str) -> int:
@@ -219,6 +233,7 @@ def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
     final, frozen = folder / SFT / FINAL, folder / SFT / FROZEN
     digest = recorded_digest(folder, SFT, FINAL)
     loaded = load_model(final, weight_type(recipe), attention="forest")
+    quantize_base(recipe, loaded.model)
     trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
     if frozen.is_dir() or FROZEN in stage_outputs(folder, SFT):
         digest += recorded_digest(folder, SFT, FROZEN)

@@ -6,6 +6,7 @@ Only the standard library is imported here; whatever is heavy is imported inside
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name, value in PROCESS_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # Where it is installed, peft imports bitsandbytes, which warns on processors with AVX-512-bf16 that it could not
+    # fetch a kernel. Nothing here uses that kernel.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         arguments = parse(words)
         COMMANDS[arguments.command](arguments)

@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 
 PACKAGES = ("stackllama", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+OPTIONAL_PACKAGES = ("bitsandbytes",)
+"""Packages that decide bits where they are used, and may be missing."""
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 
@@ -19,7 +21,7 @@ def environment(threads: int, accelerator: str | None) -> dict[str, Any]:
     """The versions, the thread count, the processor and the GPU in use, as they are noted in a run's lineage."""
     return {
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+        "packages": {name: version for name in (*PACKAGES, *OPTIONAL_PACKAGES) if (version := package_version(name))},
         "threads": threads,
         "processor": processor(),
         "features": processor_features(),

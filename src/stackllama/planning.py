@@ -83,7 +83,8 @@ def measured_program() -> int:
 
 def stage_moments(recipe: Recipe, shape: Shape, *, program: int, gpus: int = 0) -> dict[str, list[Moment]]:
     """Stage -> its moments, for the stages that hold a model."""
-    machine = Machine(program, weight_type(recipe).itemsize, precision(recipe).itemsize, gpus)
+    quantized = recipe.base.quantization != "off"
+    machine = Machine(program, weight_type(recipe).itemsize, precision(recipe).itemsize, gpus, quantized)
     found = {"sft": list(_sft(recipe, shape, machine))}
     if recipe.data.source == (EMBEDDED_TEXT,):
         return found
@@ -99,19 +100,26 @@ def method(section: Optimization) -> Method:
     return Method() if section.method == "full" else Method(section.lora.rank, tuple(section.lora.targets))
 
 
-def _loading(recipe: Recipe, shape: Shape, machine: Machine, *, first: bool) -> Moment:
+def _live(recipe: Recipe) -> list[Method]:
+    """The SFT adapter where it stays live under the later roles: 4-bit weights have nothing merged into them."""
+    return [] if recipe.base.quantization == "off" else [method(recipe.sft)]
+
+
+def _loading(recipe: Recipe, shape: Shape, machine: Machine, *, first: bool) -> Iterator[Moment]:
     # The base's files may be in any precision, fp32 at worst; what SFT leaves is in that of the trunk.
     stored = memory.FP32 if first and not is_size(recipe.base.model) else machine.weights
-    return memory.loading(shape, machine, stored=stored)
+    yield memory.loading(shape, machine, stored=stored)
+    if machine.quantized:
+        yield memory.quantizing(shape, machine)
 
 
 def _sft(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     section = recipe.sft
     row = memory.full_row(min(recipe.compute.row_tokens, section.tokens_per_step), section.max_tokens)
     how, scored = method(section), row[-1].stop
-    yield _loading(recipe, shape, machine, first=True)
+    yield from _loading(recipe, shape, machine, first=True)
     yield memory.training(shape, machine, how, row, in_place=True, scored=scored)
-    if how.rank is not None:
+    if how.rank is not None and not machine.quantized:
         yield memory.merging(shape, machine, how)
 
 
@@ -123,8 +131,8 @@ def _reward(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     # A question that outgrows the row is dealt to several; as many answers stand in one as fit, two at least.
     fitting = max(2, (tokens - section.max_question_tokens) // section.max_answer_tokens)
     row = memory.full_row(tokens, section.max_question_tokens, answers[:fitting])
-    yield _loading(recipe, shape, machine, first=False)
-    yield memory.training(shape, machine, method(section), row)
+    yield from _loading(recipe, shape, machine, first=False)
+    yield memory.training(shape, machine, method(section), row, under=_live(recipe))
 
 
 def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
@@ -135,7 +143,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     tokens = min(recipe.compute.row_tokens, tree * math.ceil(section.prompts_per_step / section.minibatches))
     samples = min(section.samples_per_prompt, max(1, (tokens - section.max_prompt_tokens) // section.max_new_tokens))
     row = memory.full_row(tokens, section.max_prompt_tokens, (section.max_new_tokens,) * samples)
-    yield _loading(recipe, shape, machine, first=False)
+    yield from _loading(recipe, shape, machine, first=False)
     yield memory.sampling(
         shape,
         machine,
@@ -143,18 +151,18 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
         prompts=math.ceil(sequences / section.samples_per_prompt),
         prompt_tokens=section.max_prompt_tokens,
         new_tokens=section.max_new_tokens,
-        roles=roles,
+        roles=[*roles, *_live(recipe)],
     )
     scored = sum(segment.length for segment in row if not segment.is_root)
-    yield memory.training(shape, machine, roles[1], row, scored=scored, others=roles[:1])
+    yield memory.training(shape, machine, roles[1], row, scored=scored, others=roles[:1], under=_live(recipe))
 
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
-    roles = [method(recipe.reward), method(recipe.reward), method(recipe.ppo)]
+    roles = [method(recipe.reward), method(recipe.reward), method(recipe.ppo), *_live(recipe)]
     sequences = min(SLOTS, recipe.evaluate.prompts)
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
-    yield _loading(recipe, shape, machine, first=False)
+    yield from _loading(recipe, shape, machine, first=False)
     yield memory.sampling(
         shape, machine, sequences=sequences, prompts=sequences, prompt_tokens=prompt, new_tokens=new, roles=roles
     )
@@ -189,7 +197,8 @@ def setting_to_change(
     """The first change that makes every stage, or the one named, fit into so many bytes, tried by predicting again;
     None: nothing does.
 
-    Tried in this order, each on top of nothing: shorter rows, adapters instead of all weights, both, smaller bases.
+    Tried in this order, each on top of nothing: shorter rows, adapters instead of all weights, a base in 4 bits under
+    adapters, smaller bases; each of these with shorter rows after it.
     """
     for values in _changes(recipe):
         try:
@@ -212,6 +221,10 @@ def _changes(recipe: Recipe) -> Iterator[dict[str, str]]:
     if adapters:
         yield adapters
         yield from ({**adapters, **row} for row in rows)
+    if recipe.base.quantization == "off":
+        packed = {**adapters, "base.quantization": "nf4"}
+        yield packed
+        yield from ({**packed, **row} for row in rows)
     for base in SMALLER:
         yield {"base.model": base}
         yield from ({"base.model": base, **row} for row in rows)

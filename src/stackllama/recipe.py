@@ -59,6 +59,12 @@ class Base(Section):
         le=262_144,
         description="Size of the tokenizer in tokens, when one is trained (`model` is a size).",
     )
+    quantization: Annotated[Literal["off", "nf4"], _OFF] = Field(
+        "off",
+        description="Bits in which the weights of the linear layers are kept: those of `compute.dtype`, or 4 (NF4 with "
+        "double quantization, Dettmers et al. 2023; adapters alone can be trained on them; needs "
+        "`stackllama[qlora]`).",
+    )
 
 
 class Splits(Section):
@@ -401,8 +407,26 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
     if "ppo" in recipe.stages:
         yield from _ppo_contradictions(recipe.ppo)
-    if is_size(recipe.base.model) and sft.method == "lora":
-        yield f"base.model = {recipe.base.model} starts from random weights: sft.method must be full, not lora"
+    yield from _base_contradictions(recipe)
+
+
+def _base_contradictions(recipe: Recipe) -> Iterator[str]:
+    model, quantization = recipe.base.model, recipe.base.quantization
+    if is_size(model) and quantization != "off":
+        yield (
+            f"base.quantization = {quantization} freezes the base, but base.model = {model} starts from random "
+            "weights; name a trained base, or set base.quantization to off"
+        )
+    elif quantization != "off":
+        sections = {"sft": recipe.sft, "reward": recipe.reward, "ppo": recipe.ppo}
+        full = [f"{name}.method" for name, one in sections.items() if name in recipe.stages and one.method == "full"]
+        if full:
+            yield (
+                f"base.quantization = {quantization} freezes the base, but {', '.join(full)} = full trains all its "
+                "weights; set it to lora, or base.quantization to off"
+            )
+    elif is_size(model) and recipe.sft.method == "lora":
+        yield f"base.model = {model} starts from random weights: sft.method must be full, not lora"
 
 
 def _longest_texts(recipe: Recipe) -> dict[str, int]:

@@ -32,6 +32,7 @@ from stackllama.assembly import (
     precision,
     prepare_machine,
     prompt_trees,
+    quantize_base,
     resampling,
     sft_trees,
     source_hashes,
@@ -141,12 +142,17 @@ def run_sft(recipe: Recipe, run: Run) -> None:
     check_fits(recipe, loaded)
     check_enough(recipe, run, loaded.tokenizer)
     hashes = base_hashes(loaded)
-    loaded.model.to(device(recipe))
+    if recipe.base.quantization == "off":  # else the device gets one layer after the other, when it is packed
+        loaded.model.to(device(recipe))
     probe(loaded.model)
     with _stage(run, "sft", inputs=hashes, accelerator=accelerator(recipe)) as (folder, outputs):
         trees, held_out = (sft_trees(recipe, run, loaded.tokenizer, split) for split in ("sft", "eval"))
         atomic_write_json(folder / "left_out.json", {"sft": dict(trees.left_out), "eval": dict(held_out.left_out)})
-        trunk = Trunk(loaded.model, precision=precision(recipe))
+        if recipe.base.quantization != "off":
+            # What is unpacked and packed again has other bits, so the stages after this one pack these weights too.
+            save_model(folder / FINAL, loaded.model, loaded.tokenizer)
+            quantize_base(recipe, loaded.model)
+        trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
         sample = _first_answers(held_out.items, recipe.evaluate.perplexity_answers)
         before = _read(recipe, trunk, REFERENCE, sample)
         if recipe.sft.method == "full":
@@ -378,7 +384,12 @@ def _seconds(path: Path) -> float:
 def _merge_or_keep(
     recipe: Recipe, trunk: Trunk, sample: Sequence[Tree], before: Likelihood, live: Likelihood
 ) -> Likelihood:
-    """Merge the SFT adapter; where rounding eats more than its share of the gain, keep it live instead."""
+    """Merge the SFT adapter; where rounding eats more than its share of the gain, or the weights are in 4 bits, keep it
+    live instead.
+    """
+    if trunk.quantized:
+        trunk.freeze_under(SFT)
+        return live
     lora, tensors = trunk.adapters[SFT], {name: tensor.clone() for name, tensor in trunk.state(SFT).items()}
     replaced = trunk.merge(SFT)
     merged = _read(recipe, trunk, REFERENCE, sample)
@@ -392,11 +403,14 @@ def _merge_or_keep(
 
 
 def _save_trunk(folder: Path, trunk: Trunk, tokenizer: Tokenizer) -> None:
-    """Write the trunk to sft/final, and an adapter that stays live to sft/frozen."""
+    """Write the trunk to sft/final, where it is not there in full precision, and an adapter that stays live to
+    sft/frozen.
+    """
     if trunk.frozen:
         save_role(folder / FROZEN, trunk, SFT, head=None, trunk_hash="")
         trunk.drop(SFT)
-    save_model(folder / FINAL, trunk.model, tokenizer)
+    if not trunk.quantized:
+        save_model(folder / FINAL, trunk.model, tokenizer)
 
 
 def _ends(name: str, found: Interval) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Trains a little in this process, and prints its peak beside the prediction that was made before anything was loaded.
 
-    python tests/model/memory_worker.py BASE STAGE METHOD ROW_TOKENS LONGEST [--bf16] [--steps 2] [--checkpoint]
+    python tests/model/memory_worker.py BASE STAGE METHOD ROW_TOKENS LONGEST [--bf16] [--nf4] [--steps 2] [--checkpoint]
 
 LONGEST: tokens of a document, or of a question with one of its two answers, half each. The last line is JSON: predicted
 and measured bytes, and the predicted parts. The caller sets what `stackllama.cli: PROCESS_SETTINGS` sets.
@@ -19,6 +19,7 @@ import torch
 from stackllama.data.synthetic import community
 from stackllama.model import memory
 from stackllama.model.load import base_config, load_base
+from stackllama.model.nf4 import quantize
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.base import Objective
 from stackllama.objectives.reward import HEAD, RewardObjective
@@ -44,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("row_tokens", type=int)
     parser.add_argument("longest", type=int)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--nf4", action="store_true")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--checkpoint", action="store_true")
     return parser.parse_args()
@@ -52,13 +54,15 @@ def arguments() -> argparse.Namespace:
 def prediction(how: argparse.Namespace, precision: torch.dtype) -> memory.Moment:
     full, sft = how.method == "full", how.stage == "sft"
     shape = memory.shape_of(base_config(how.base, vocabulary=VOCABULARY))
-    machine = memory.Machine(measured_program(), 4 if full else precision.itemsize, precision.itemsize)
+    weights = 4 if full else precision.itemsize
+    machine = memory.Machine(measured_program(), weights, precision.itemsize, quantized=how.nf4)
     half = how.longest // 2
     row = memory.full_row(how.row_tokens, *([how.longest] if sft else [half, (half, half)]))
     method = memory.Method() if full else memory.Method(RANK, TARGETS)
     scored = row[-1].stop if sft else 0
     return max(
         memory.loading(shape, machine, stored=4),
+        *([memory.quantizing(shape, machine)] if how.nf4 else []),
         memory.training(shape, machine, method, row, in_place=sft, scored=scored),
         key=lambda moment: moment.peak,
     )
@@ -91,6 +95,8 @@ def main() -> None:
     texts = [document.text for document in community.world_documents(300, 0)]
     dtype = torch.float32 if how.method == "full" else precision
     base = load_base(how.base, dtype=dtype, documents=texts, vocabulary=VOCABULARY, attention="forest")
+    if how.nf4:
+        quantize(base.model, base.model.device)
     trunk = Trunk(base.model, precision=precision)
     if how.method == "lora":
         trunk.add_adapter(how.stage, LoRA(RANK, 32.0, 0.0, TARGETS), seed=0)

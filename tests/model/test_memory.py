@@ -29,8 +29,9 @@ ROW = memory.row_of([(4, (2,))])
         ("embedded", "sft", "lora", "1024", "512"),
         ("16m", "reward", "full", "512", "256"),
         ("smollm2-135m-instruct", "reward", "lora", "256", "128", "--steps", "1"),
+        ("embedded", "sft", "lora", "1024", "512", "--nf4"),
     ],
-    ids=lambda case: " ".join(case[:3]),
+    ids=lambda case: " ".join([*case[:3], *case[5:]]),
 )
 def test_the_measured_peak_is_within_15_percent_of_the_prediction(case: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -69,6 +70,33 @@ def test_training_in_full_holds_masters_gradients_moments_and_cast_copies() -> N
     assert parts["copies"] == 5088 + 2304
     in_place = memory.training(TINY, replace(CPU, products=2), Method(), ROW, in_place=True).parts
     assert in_place["copies"] == 2304
+
+
+def test_in_four_bits_the_linear_layers_take_half_a_byte_a_number() -> None:
+    # In bf16: 2 * 576 numbers of linear layers at 0.5 + 1/64 + 4/(64 * 256) = 0.515869140625 bytes: 594; the other 120
+    # numbers take 2 bytes each. An SFT adapter stays live under the role: 160 numbers in fp32 of each, cast to bf16; a
+    # token keeps two more low-rank pairs in each layer: 2 * 4 * 2 bytes more. The widest layer, 8 * 16, is unpacked.
+    machine = replace(CPU, weights=2, products=2)
+    dense, packed = (
+        memory.training(TINY, machine, LORA, ROW),
+        memory.training(TINY, replace(machine, quantized=True), LORA, ROW, under=[LORA]),
+    )
+    assert packed.parts["weights"] == 594 + 240
+    assert packed.parts["adapters"] == 2 * 640
+    assert packed.parts["copies"] == 2 * 320
+    assert packed.parts["optimizer"] == dense.parts["optimizer"]
+    assert packed.parts["activations"] - dense.parts["activations"] == 6 * 2 * 4 * 2
+    assert packed.parts["layers"] - dense.parts["layers"] == 2 * 128
+
+
+def test_weights_that_are_to_be_packed_are_whole_in_the_processors_memory_first() -> None:
+    machine = replace(CPU, weights=2, products=2, quantized=True)
+    assert memory.loading(TINY, machine, stored=2).parts["weights"] == 2 * 1272
+    assert memory.loading(TINY, replace(machine, gpus=1), stored=2).parts["weights"] == 834
+    # Then the packed ones come beside them; on a GPU, the widest layer (8 * 16 numbers) at a time.
+    both, one = (memory.quantizing(TINY, replace(machine, gpus=gpus)).parts for gpus in (0, 1))
+    assert (both["weights"], both["copies"]) == (834, 2544)
+    assert (one["weights"], one["copies"]) == (834, 256)
 
 
 def test_the_cache_of_the_sampler() -> None:

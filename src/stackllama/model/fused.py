@@ -4,6 +4,7 @@ Three things feed the linear layers of a Llama: a norm of the residual stream (q
 gate (down), and the attention's output. Autograd would keep the input of each step for its backward. `linears` keeps
 what the input is made from, which is kept anyway, and makes it again; several layers on one input share the products
 with their adapters and add into one gradient; and nothing passes over memory that a matrix product can do on its way.
+A weight that is kept packed (4-bit, `nf4.py`) is unpacked for each product with it and thrown away.
 
 Legend: N tokens, D input features, O output features, F features between gate and down, R ranks of all adapters on one
 input, H heads, E head dimension.
@@ -118,32 +119,43 @@ def _gated_gradients(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[T
     return d_gate, silu(gate_NF).mul_(grad_NF)
 
 
+class Packed(Protocol):
+    """A weight that is kept in fewer bits than the products use, and is never trained."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight (O, D), made anew in each call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A linear layer: its weight, its bias or None, and by name the adapters on it: up (O, R), down (R, D), and by what
     their product counts.
     """
 
-    weight_OD: Tensor
+    weight_OD: Tensor | Packed
     bias_O: Tensor | None
     adapters: Mapping[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
 
 def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers with their adapters on one input; differentiable in the input's sources, the
-    weights, the biases and the adapters. Everything but the sources is in one precision.
+    weights that are not packed, the biases and the adapters. Everything but the sources is in one precision, in which
+    packed weights are unpacked.
 
     Each adapter is added by itself, in the order of the names: one that adds zeros changes no bit.
     """
     names = list(dict.fromkeys(name for layer in layers for name in layer.adapters))
     downs = [torch.cat([one.adapters[name][1] for one in layers if name in one.adapters]) for name in names]
     parts: list[Tensor | None] = []
+    packed: list[Packed | None] = []
     scales: list[list[float]] = []
     for layer in layers:
+        weight_OD = layer.weight_OD if isinstance(layer.weight_OD, Tensor) else None
+        packed.append(None if isinstance(layer.weight_OD, Tensor) else layer.weight_OD)
         scales.append([layer.adapters[name][2] if name in layer.adapters else 0.0 for name in names])
         ups = [layer.adapters[name][0] if name in layer.adapters else None for name in names]
-        parts += [layer.weight_OD, layer.bias_O, *ups]
-    counts = _Counts(len(sources), len(names), scales)
+        parts += [weight_OD, layer.bias_O, *ups]
+    counts = _Counts(len(sources), len(names), scales, packed)
     found = _Linears.apply(made, counts, *sources, *downs, *parts)  # type: ignore[no-untyped-call]
     return cast("tuple[Tensor, ...]", found)
 
@@ -151,12 +163,13 @@ def linears(made: Made, sources: Sequence[Tensor], layers: Sequence[Layer]) -> t
 @dataclass(frozen=True, slots=True)
 class _Counts:
     """How many of the tensors that `_Linears` is given are sources and adapters; the rest goes by layer. `scales` has a
-    number for each layer and adapter.
+    number for each layer and adapter, `packed` the weight of each layer whose weight is not among the tensors.
     """
 
     sources: int
     adapters: int
     scales: Sequence[Sequence[float]]
+    packed: Sequence[Packed | None]
 
     def parted(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], list[Sequence[Any]]]:
         """Sources, downs, and of each layer its weight, its bias and its ups."""
@@ -176,8 +189,9 @@ class _Linears(torch.autograd.Function):
         lows = [linear(input_ND, down_RD) for down_RD in downs]
         outputs = []
         places = _places(by_layer, counts.adapters)
-        for (weight_OD, bias_O, *ups), columns, scales in zip(by_layer, places, counts.scales, strict=True):
-            output_NO = linear(input_ND, weight_OD, bias_O)
+        layers = zip(by_layer, counts.packed, places, counts.scales, strict=True)
+        for (weight_OD, bias_O, *ups), packed, columns, scales in layers:
+            output_NO = linear(input_ND, _dense(weight_OD, packed, input_ND.dtype), bias_O)
             for low_NR, up_OR, some, scale in zip(lows, ups, columns, scales, strict=True):
                 if up_OR is not None:
                     output_NO.addmm_(low_NR[:, some], up_OR.T, alpha=scale)
@@ -200,10 +214,12 @@ class _Linears(torch.autograd.Function):
         d_input: Tensor | None = None
         d_parts: list[Tensor | None] = []
         places = _places(by_layer, counts.adapters)
-        layers = zip(by_layer, wanted_by_layer, places, counts.scales, grads, strict=True)
-        for (weight_OD, _, *ups), (weight, bias, *wanted_ups), columns, scales, grad_NO in layers:
+        layers = zip(by_layer, counts.packed, wanted_by_layer, places, counts.scales, grads, strict=True)
+        for (weight_OD, _, *ups), packed, (weight, bias, *wanted_ups), columns, scales, grad_NO in layers:
             if any(wanted_sources):
-                d_input = grad_NO @ weight_OD if d_input is None else d_input.addmm_(grad_NO, weight_OD)
+                dense_OD = _dense(weight_OD, packed, grad_NO.dtype)
+                d_input = grad_NO @ dense_OD if d_input is None else d_input.addmm_(grad_NO, dense_OD)
+                del dense_OD  # before the next one is unpacked
             d_parts += [
                 grad_NO.T @ input_ND if weight and input_ND is not None else None,
                 grad_NO.sum(0) if bias else None,
@@ -226,6 +242,13 @@ class _Linears(torch.autograd.Function):
                 d_input.addmm_(d_low, down_RD)
             d_sources = ctx.made.backward(d_input, wanted_sources, *sources)
         return None, None, *d_sources, *d_downs, *d_parts
+
+
+def _dense(weight_OD: Tensor | None, packed: Packed | None, dtype: torch.dtype) -> Tensor:
+    if packed is not None:
+        return packed.dense(dtype)
+    assert weight_OD is not None, "a layer without a weight"
+    return weight_OD
 
 
 def _places(by_layer: Sequence[Sequence[Any]], adapters: int) -> list[list[slice]]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from stackllama.model.attention import ForestPlan, KeyValueCache, forest_attention
 from stackllama.model.fused import Gated, Given, Layer, Made, Normed, linears, made_input, rotated
+from stackllama.model.nf4 import NF4Linear
 
 FAMILIES: dict[str, Callable[[Any], int | None]] = {
     "llama": lambda _: None,  # whatever its configuration may say beside
@@ -38,7 +39,9 @@ def reads(decoder: PreTrainedModel) -> bool:
 
 
 CastLayers = dict[tuple[nn.Module, bool], Layer]
-"""Linear modules, with and without gradients, as `linears` takes them: good until a weight changes."""
+"""Linear modules, with and without gradients, as `linears` takes them: good until a weight changes. 4-bit weights are
+in it as they are, packed.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,8 @@ def _drops(module: Any) -> bool:
 
 def _layer_of(module: Any, precision: torch.dtype) -> Layer:
     base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-    weight, bias = base.weight.to(precision), None if base.bias is None else base.bias.to(precision)
+    weight = base if isinstance(base, NF4Linear) else base.weight.to(precision)
+    bias = None if base.bias is None else base.bias.to(precision)
     adapters = {
         name: (
             module.lora_B[name].weight.to(precision),

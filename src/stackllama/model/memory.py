@@ -27,7 +27,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ PARTS = {
 """Named parts, in the order in which they are shown."""
 
 FP32 = 4
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a number of a 4-bit weight with its scales: see `nf4.py`."""
+PACKING = 16
+"""Bytes for a number while its weight is packed on the CPU: it, its size, it by its scale, bounded, and its level."""
 CONTEXT = 600 << 20
 """Bytes of CUDA's context and of its libraries' workspaces."""
 HOLES = 0.45
@@ -123,13 +127,14 @@ class Method:
 class Machine:
     """Where it runs. program: bytes that the process has before it loads anything; weights, products: bytes of a number
     of the trunk and of the matrix products; gpus: 0 for the CPU; of several, each holds its share of the weights, the
-    gradients and the optimizer, and rows of its own.
+    gradients and the optimizer, and rows of its own. quantized: the trunk's linear layers are in NF4.
     """
 
     program: int
     weights: int
     products: int
     gpus: int = 0
+    quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +205,19 @@ def adapter_parameters(shape: Shape, method: Method) -> int:
 
 def loading(shape: Shape, machine: Machine, *, stored: int) -> Moment:
     """Reading weights from files of numbers of `stored` bytes: the file's pages count until all is converted."""
+    if not machine.gpus:
+        machine = replace(machine, quantized=False)  # that comes after
     converted = stored if stored != machine.weights and not machine.gpus else 0
     return Moment("loading", _held(shape, machine) | {"copies": shape.parameters * converted})
+
+
+def quantizing(shape: Shape, machine: Machine) -> Moment:
+    """Putting loaded weights into 4 bits: the dense ones lie in a mapped file, whose pages stay until the last one is
+    packed; a GPU gets one layer of them at a time.
+    """
+    widest = _widest(shape)
+    dense = machine.weights * (widest if machine.gpus else shape.parameters)
+    return Moment("quantizing", _held(shape, machine) | {"copies": dense, "layers": PACKING * widest})
 
 
 def training(
@@ -213,23 +229,25 @@ def training(
     in_place: bool = False,
     scored: int = 0,
     others: Sequence[Method] = (),
+    under: Sequence[Method] = (),
 ) -> Moment:
     """Steps of a role, row after row. in_place: it trains the trunk's own weights; scored: positions of a row whose
-    log-probability is learned; others: roles that stand on the trunk beside it.
+    log-probability is learned; others: roles that stand on the trunk beside it; under: frozen adapters that every role
+    passes through.
     """
     full = method.rank is None
     trained = shape.parameters if full else adapter_parameters(shape, method)
     stream = FP32 if full else machine.weights
-    roles = [*others] if full and in_place else [*others, method]
+    roles = [*others, *under] if full and in_place else [*others, *under, method]
     held = _held(shape, machine, roles)
     cast = 0 if stream == machine.products else machine.products * shape.layers * shape.layer_parameters
     if scored and stream != machine.products:
         cast += machine.products * shape.matrix
-    # The adapter as the products take it, scaled and cast, lives as long as the row's graph.
-    cast += 0 if full else machine.products * trained
+    # An adapter as the products take it, scaled and cast, lives as long as the row's graph.
+    cast += machine.products * sum(adapter_parameters(shape, one) for one in (*under, method))
     share = max(1, machine.gpus)
     tokens = row[-1].stop
-    kept = tokens * _kept(shape, machine, method, stream)
+    kept = tokens * _kept(shape, machine, (*under, method), stream)
     return Moment(
         "training",
         held
@@ -240,7 +258,7 @@ def training(
             "activations": kept,
             "attention": _attention(shape, machine, row, backward=True),
             "head": _head(shape, machine, scored, slopes=True, trained=full),
-            "layers": tokens * _layer_work(shape, machine, stream, backward=True),
+            "layers": tokens * _layer_work(shape, machine, stream, backward=True) + _unpacked(shape, machine),
             "heap": 0 if machine.gpus else int(HOLES * kept),
         },
     )
@@ -261,7 +279,7 @@ def reading(
             "activations": tokens * _passing(shape, machine, stream),
             "attention": _attention(shape, machine, row, backward=False),
             "head": _head(shape, machine, scored, slopes=False, trained=False),
-            "layers": tokens * _layer_work(shape, machine, stream, backward=False),
+            "layers": tokens * _layer_work(shape, machine, stream, backward=False) + _unpacked(shape, machine),
         },
     )
 
@@ -291,8 +309,8 @@ def merging(shape: Shape, machine: Machine, method: Method) -> Moment:
     """Folding an adapter into the trunk, with what it replaces kept until the result is measured."""
     held = _held(shape, machine, [method])
     linear = shape.layers * shape.layer_parameters // max(1, machine.gpus)
-    widest = max(ins * outs for ins, outs in shape.linears.values())
-    return Moment("merging", held | {"copies": linear * machine.weights, "layers": 3 * FP32 * widest})
+    copies = linear * machine.weights
+    return Moment("merging", held | {"copies": copies, "layers": 3 * FP32 * _widest(shape)})
 
 
 def _held(shape: Shape, machine: Machine, roles: Sequence[Method] = ()) -> dict[str, int]:
@@ -301,7 +319,7 @@ def _held(shape: Shape, machine: Machine, roles: Sequence[Method] = ()) -> dict[
     copies = sum(role.rank is None for role in roles)
     parts = {
         "program": CONTEXT if machine.gpus else machine.program,
-        "weights": shape.parameters * machine.weights // share,
+        "weights": _trunk(shape, machine) // share,
         "copies": copies * shape.parameters * FP32 // share,
         "adapters": FP32 * sum(adapter_parameters(shape, role) for role in roles) // share,
     }
@@ -310,10 +328,27 @@ def _held(shape: Shape, machine: Machine, roles: Sequence[Method] = ()) -> dict[
     return parts
 
 
-def _kept(shape: Shape, machine: Machine, method: Method, stream: int) -> int:
+def _trunk(shape: Shape, machine: Machine) -> int:
+    """Bytes of the trunk's weights."""
+    linear = shape.layers * shape.layer_parameters
+    packed = int(linear * NF4) if machine.quantized else linear * machine.weights
+    return (shape.parameters - linear) * machine.weights + packed
+
+
+def _unpacked(shape: Shape, machine: Machine) -> int:
+    """Bytes of the one weight that is unpacked for a product, where weights are packed: the widest."""
+    return machine.products * _widest(shape) if machine.quantized else 0
+
+
+def _widest(shape: Shape) -> int:
+    """Numbers of the widest linear layer's weight."""
+    return max(ins * outs for ins, outs in shape.linears.values())
+
+
+def _kept(shape: Shape, machine: Machine, methods: Sequence[Method], stream: int) -> int:
     """Bytes for a token that the backward needs: the table above, and the last norm (input and result, in fp32)."""
     across, narrow = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
-    low = (method.rank or 0) * len([name for name in method.targets if name in shape.linears])
+    low = sum((one.rank or 0) * len([name for name in one.targets if name in shape.linears]) for one in methods)
     numbers = 2 * across + 2 * narrow + 2 * shape.feed_forward + low
     layer = 2 * shape.hidden * stream + numbers * machine.products
     return shape.layers * layer + 2 * shape.hidden * FP32

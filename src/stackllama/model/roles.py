@@ -35,6 +35,7 @@ from stackllama.model import llama
 from stackllama.model.attention import ForestPlan, KeyValueCache
 from stackllama.model.heads import ScalarHead
 from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
+from stackllama.model.nf4 import is_quantized
 from stackllama.model.plans import RowPlan
 from stackllama.tokens.batches import on_device
 from stackllama.tokens.forest import Forest, Targets
@@ -210,7 +211,12 @@ class Trunk:
             parameter.data = parameter.data.float()
 
     def add_copy(self, role: str) -> None:
-        """Give a role a trainable fp32 copy of the trunk, frozen adapters folded in: to train small models in full."""
+        """Give a role a trainable fp32 copy of the trunk, frozen adapters folded in: to train small models in full.
+
+        Raises:
+            ModelError: when the trunk's weights are in 4 bits.
+        """
+        self._check_dense(role)
         self._stands_for = None
         copied = copy.deepcopy(self.model).float()
         for name, layer in _lora_layers(copied):
@@ -220,7 +226,12 @@ class Trunk:
         self._copies[role] = copied
 
     def train_in_place(self, role: str) -> None:
-        """Let a role train the trunk's own weights, in fp32 (SFT and pretraining in full)."""
+        """Let a role train the trunk's own weights, in fp32 (SFT and pretraining in full).
+
+        Raises:
+            ModelError: when the trunk's weights are in 4 bits.
+        """
+        self._check_dense(role)
         self._stands_for = None
         self._copies[role] = self.model.float()
 
@@ -230,6 +241,11 @@ class Trunk:
         generator = torch.Generator().manual_seed(seed)
         made = ScalarHead(self.hidden_size, spread=spread, generator=generator)
         self.heads[_head_key(role, head)] = made.to(self.device)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the trunk's weights are in 4 bits: frozen, and nothing can be merged into them."""
+        return is_quantized(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -309,6 +325,7 @@ class Trunk:
     @torch.no_grad()
     def merge(self, role: str) -> dict[str, Tensor]:
         """Fold a role's adapter into the trunk, in fp32 and rounded once, and remove it; gives the old weights."""
+        assert not self.quantized, "an adapter over 4-bit weights stays live: see `freeze_under`"
         self._stands_for = None
         before: dict[str, Tensor] = {}
         for name, layer in _lora_layers(self.model):
@@ -349,6 +366,12 @@ class Trunk:
     def adapters(self) -> dict[str, LoRA]:
         """The adapters on the trunk, with their shapes."""
         return dict(self._adapters)
+
+    def _check_dense(self, role: str) -> None:
+        if self.quantized:
+            raise ModelError(
+                f"{role} is to train all weights, but those of the trunk are in 4 bits and frozen; train an adapter"
+            )
 
     def _adapter_parameters(self, role: str) -> dict[str, nn.Parameter]:
         marker = (f".lora_A.{role}.", f".lora_B.{role}.")
