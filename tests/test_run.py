@@ -161,6 +161,7 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
         "compute.threads",
         "compute.device",
         "compute.engine",
+        "compute.recompute_activations",
         "compute.checkpoint_steps",
         "compute.log_steps",
     }

@@ -120,12 +120,6 @@ def weight_type(recipe: Recipe) -> torch.dtype:
     return torch.float32 if full else precision(recipe)
 
 
-def quantize_base(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Put a loaded model's weights into the bits that the recipe asks for; 4-bit ones are on its device then."""
-    if recipe.base.quantization == "nf4":
-        nf4.quantize(model, device(recipe))
-
-
 def stage_seed(recipe: Recipe, stage: str) -> int:
     """A seed for one purpose, different for each and fixed by the recipe's."""
     digest = hashlib.blake2b(f"{recipe.seed}/{stage}".encode(), digest_size=4).digest()
@@ -223,6 +217,16 @@ def schedule(section: Optimization, steps: int) -> Callable[[int], float]:
     return rate
 
 
+def base_trunk(recipe: Recipe, model: PreTrainedModel) -> Trunk:
+    """A trunk of a loaded model as the recipe wants it: in 4 bits or not, on its device, activations kept or not."""
+    if recipe.base.quantization == "nf4":
+        nf4.quantize(model, device(recipe))
+    trunk = Trunk(model.to(device(recipe)), precision=precision(recipe))
+    if recipe.compute.recompute_activations:
+        trunk.recompute_activations()
+    return trunk
+
+
 def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
     """The trunk that the SFT stage of the run in ``folder`` left, with its adapter live where it was not merged.
 
@@ -233,8 +237,7 @@ def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
     final, frozen = folder / SFT / FINAL, folder / SFT / FROZEN
     digest = recorded_digest(folder, SFT, FINAL)
     loaded = load_model(final, weight_type(recipe), attention="forest")
-    quantize_base(recipe, loaded.model)
-    trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
+    trunk = base_trunk(recipe, loaded.model)
     if frozen.is_dir() or FROZEN in stage_outputs(folder, SFT):
         digest += recorded_digest(folder, SFT, FROZEN)
         load_role(frozen, trunk, SFT, trunk_hash="")

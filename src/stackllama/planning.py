@@ -84,7 +84,14 @@ def measured_program() -> int:
 def stage_moments(recipe: Recipe, shape: Shape, *, program: int, gpus: int = 0) -> dict[str, list[Moment]]:
     """Stage -> its moments, for the stages that hold a model."""
     quantized = recipe.base.quantization != "off"
-    machine = Machine(program, weight_type(recipe).itemsize, precision(recipe).itemsize, gpus, quantized)
+    machine = Machine(
+        program,
+        weight_type(recipe).itemsize,
+        precision(recipe).itemsize,
+        gpus,
+        quantized,
+        recipe.compute.recompute_activations,
+    )
     found = {"sft": list(_sft(recipe, shape, machine))}
     if recipe.data.source == (EMBEDDED_TEXT,):
         return found
@@ -216,6 +223,8 @@ def _changes(recipe: Recipe) -> Iterator[dict[str, str]]:
     full_row = recipe.compute.row_tokens
     rows = [{"compute.row_tokens": str(full_row * eighths // 8)} for eighths in range(7, 0, -1)]
     yield from rows
+    if not recipe.compute.recompute_activations:
+        yield {"compute.recompute_activations": "true"}
     full = [name for name in ("sft", "reward", "ppo") if getattr(recipe, name).method == "full"]
     adapters = {f"{name}.method": "lora" for name in full}
     if adapters:

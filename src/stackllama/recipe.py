@@ -340,6 +340,10 @@ class Compute(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of the weights in use; auto: bfloat16 where the device multiplies it in hardware."
     )
+    recompute_activations: bool = Field(
+        False,
+        description="Keep one state of each layer and compute the rest again in the backward: less memory, slower.",
+    )
     row_tokens: int = Field(2048, ge=32, description="Length of a packed row in tokens: the unit of memory.")
     checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between two checkpoints.")
     log_steps: int = Field(10, ge=1, description="Optimizer steps between two lines of metrics.")

@@ -21,6 +21,7 @@ from stackllama.assembly import (
     adapter,
     add_trained,
     base_hashes,
+    base_trunk,
     check_enough,
     check_fits,
     device,
@@ -29,10 +30,8 @@ from stackllama.assembly import (
     load_trunk,
     paired_trees,
     ppo_settings,
-    precision,
     prepare_machine,
     prompt_trees,
-    quantize_base,
     resampling,
     sft_trees,
     source_hashes,
@@ -151,8 +150,7 @@ def run_sft(recipe: Recipe, run: Run) -> None:
         if recipe.base.quantization != "off":
             # What is unpacked and packed again has other bits, so the stages after this one pack these weights too.
             save_model(folder / FINAL, loaded.model, loaded.tokenizer)
-            quantize_base(recipe, loaded.model)
-        trunk = Trunk(loaded.model.to(device(recipe)), precision=precision(recipe))
+        trunk = base_trunk(recipe, loaded.model)
         sample = _first_answers(held_out.items, recipe.evaluate.perplexity_answers)
         before = _read(recipe, trunk, REFERENCE, sample)
         if recipe.sft.method == "full":

@@ -11,10 +11,8 @@ import pytest
 
 from stackllama.cli import PROCESS_SETTINGS
 from stackllama.model import memory
-from stackllama.model.blocks import block_shapes, plan_blocks
 from stackllama.model.load import EMBEDDED, base_config, load_base
 from stackllama.model.memory import Machine, Method, Shape
-from stackllama.tokens.forest import Tree, plant
 
 WORKER = Path(__file__).with_name("memory_worker.py")
 TINY = Shape(layers=2, hidden=8, heads=2, key_value_heads=1, head_size=4, feed_forward=16, vocabulary=10, tied=True)
@@ -50,15 +48,38 @@ def test_parts_of_a_tiny_shape() -> None:
     # All: 2*576 + norms (2*2 + 1)*8 + embedding 10*8 = 1152 + 40 + 80 = 1272; 4 bytes each.
     # Adapters: rank 2 on q (8 + 8) and down (16 + 8) = 80 a layer, 160 in all, 4 bytes each.
     # A token keeps, in a layer: 2*8 of the stream, q 8, k 4, v 4, attention's 8, gate and up 32, low-rank 2*2: 76; two
-    # layers 152 numbers, and 2*8 of the last norm: 168, 4 bytes each; the row has 6 tokens: 4032.
+    # layers 152 numbers, 2*2 logarithms of sums, and 2*8 of the last norm: 172, 4 bytes each; 6 tokens: 4128.
     parts = memory.training(TINY, CPU, LORA, ROW).parts
     assert TINY.parameters == 1272
     assert parts["program"] == 1000
     assert parts["weights"] == 5088
     assert parts["adapters"] == parts["gradients"] == parts["copies"] == 640
     assert parts["optimizer"] == 1280
-    assert parts["activations"] == 4032
+    assert parts["activations"] == 4128
     assert parts["head"] == parts.get("cache", 0) == 0
+    # Keys are repeated for the 2 query heads of each: a token has in the backward 8 numbers of the queries' gradient;
+    # 2*8 of keys and values, 2*8 of their gradients and 2*4 of these summed; 48 numbers, 4 bytes each: 1152.
+    assert parts["attention"] == 1152
+
+
+def test_branches_that_do_not_stand_behind_their_root_are_attended_to_twice() -> None:
+    # A root of 4, branches of 2 and 1: the one token of the second is gathered and joined (2*8 numbers, 2*8 in fp32),
+    # its root of 4 too (2*4 each): 64 + 64 + 128; and 8 + 4 * 40 numbers of the backward.
+    one, two = (memory.training(TINY, CPU, LORA, memory.row_of([(4, branches)])).parts for branches in ((3,), (2, 1)))
+    assert two["attention"] - one["attention"] == 256 + 4 * (8 + 4 * 40)
+
+
+def test_recomputing_keeps_the_input_of_each_layer_and_one_layer_whole() -> None:
+    # Of the 172 numbers above: two layers of 78, and 16; now one of 78, two inputs of 8, and 16.
+    parts = memory.training(TINY, replace(CPU, recompute=True), LORA, ROW).parts
+    assert parts["activations"] == 6 * 4 * (78 + 16 + 16)
+
+
+def test_a_gpu_uses_working_memory_again() -> None:
+    of = [memory.training(TINY, replace(CPU, gpus=gpus), LORA, ROW, scored=6).parts for gpus in (0, 1)]
+    working = [[parts[name] for name in ("attention", "head", "layers")] for parts in of]
+    assert min(working[0]) > 0
+    assert sorted(count > 0 for count in working[1]) == [False, False, True]
 
 
 def test_training_in_full_holds_masters_gradients_moments_and_cast_copies() -> None:
@@ -132,7 +153,6 @@ def test_more_work_takes_more() -> None:
         return memory.training(TINY, machine, method, memory.full_row(tokens, longest), scored=scored).peak
 
     assert of(tokens=128) > of()
-    assert of(longest=32) > of()
     assert of(scored=16) > of()
     assert of(method=Method(4, LORA.targets)) > of()
     assert of(method=Method(2, (*LORA.targets, "up_proj"))) > of()
@@ -140,13 +160,6 @@ def test_more_work_takes_more() -> None:
     assert of(machine=replace(CPU, program=2000)) > of()
     with_other = memory.training(TINY, CPU, LORA, ROW, others=[LORA]).peak
     assert with_other > memory.training(TINY, CPU, LORA, ROW).peak
-
-
-def test_block_shapes_are_those_of_the_plan() -> None:
-    forest = plant([Tree(tuple(range(150)), (tuple(range(40)), tuple(range(9)))), Tree(tuple(range(300)))])
-    groups = plan_blocks(forest).groups
-    assert block_shapes(forest.segments) == [(*one.query_SQ.shape, one.key_SL.shape[1]) for one in groups]
-    assert memory.row_of([(150, (40, 9)), (300, ())]) == list(forest.segments)
 
 
 def test_the_shape_of_a_base_is_that_of_its_weights() -> None:

@@ -82,14 +82,6 @@ def plan_blocks(forest: Forest) -> BlockPlan:
     return BlockPlan(tuple(_batch(group, forest.positions_T) for group in _groups(forest.segments)))
 
 
-def block_shapes(segments: Sequence[Segment]) -> list[tuple[int, int, int]]:
-    """(S, Q, L) of each block group of a row of these segments: what attention works on, before there is a row."""
-    return [
-        (len(group), max(len(block.queries) for block in group), max(block.key_count for block in group))
-        for group in _groups(segments)
-    ]
-
-
 def _groups(segments: Sequence[Segment]) -> list[list[_Block]]:
     blocks = [
         _Block(range(start, stop), keys)

@@ -23,6 +23,9 @@ from torch.nn.functional import linear, silu
 
 from stackllama.model.kernels import one_kernel
 
+Gradients = tuple[Tensor | None, tuple[Tensor | None, ...]]
+"""The input (N, D), made again, and what its sources get."""
+
 
 class Made(Protocol):
     """How the input of linear layers is made from its sources, and their gradients from its gradient."""
@@ -30,8 +33,8 @@ class Made(Protocol):
     def make(self, *sources: Tensor) -> Tensor:
         """The input (N, D)."""
 
-    def backward(self, grad_ND: Tensor, wanted: Sequence[bool], /, *sources: Tensor) -> tuple[Tensor | None, ...]:
-        """A gradient for each source that is wanted."""
+    def backward(self, grad_ND: Tensor, wanted: Sequence[bool], /, *sources: Tensor, again: bool) -> Gradients:
+        """A gradient for each source that is wanted, and, where it is needed `again`, the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class Given:
         """Itself."""
         return sources[0]
 
-    def backward(self, grad_ND: Tensor, _: Sequence[bool], /, *__: Tensor) -> tuple[Tensor | None, ...]:
-        """Itself."""
-        return (grad_ND,)
+    def backward(self, grad_ND: Tensor, _: Sequence[bool], /, *sources: Tensor, again: bool) -> Gradients:
+        """The gradient itself."""
+        return sources[0] if again else None, (grad_ND,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,12 @@ class Normed:
         hidden_ND, weight_D = sources
         return _normed(hidden_ND, weight_D, self.eps, self.dtype)
 
-    def backward(self, grad_ND: Tensor, wanted: Sequence[bool], /, *sources: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(self, grad_ND: Tensor, wanted: Sequence[bool], /, *sources: Tensor, again: bool) -> Gradients:
         """With u = hidden / rms: d weight = sum grad u; d hidden = (g - u mean(g u)) / rms where g = grad weight."""
         hidden_ND, weight_D = sources
-        return _normed_gradients(grad_ND, hidden_ND, weight_D, self.eps, wanted[0], wanted[1])
+        dtype = self.dtype if again else None
+        input_ND, *found = _normed_gradients(grad_ND, hidden_ND, weight_D, self.eps, wanted[0], wanted[1], dtype)
+        return input_ND, tuple(found)
 
 
 @one_kernel
@@ -75,17 +80,25 @@ def _normed(hidden_ND: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype)
 
 @one_kernel
 def _normed_gradients(
-    grad_ND: Tensor, hidden_ND: Tensor, weight_D: Tensor, eps: float, hidden: bool, weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
+    grad_ND: Tensor,
+    hidden_ND: Tensor,
+    weight_D: Tensor,
+    eps: float,
+    hidden: bool,
+    weight: bool,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What is normed, in `dtype` if there is one, and the gradients of hidden and weight that are wanted."""
     inverse_N1 = _inverse_rms(hidden_ND, eps)
     unit_ND = hidden_ND * inverse_N1
-    weighted_ND = grad_ND * weight_D.float()
+    input_ND = None if dtype is None else (unit_ND * weight_D).to(dtype)
     d_weight = (grad_ND * unit_ND).sum(0).to(weight_D.dtype) if weight else None
     if not hidden:
-        return None, d_weight
+        return input_ND, None, d_weight
+    weighted_ND = grad_ND * weight_D.float()
     share_N1 = torch.linalg.vecdot(weighted_ND, unit_ND).div_(hidden_ND.shape[-1]).unsqueeze_(-1)
     d_hidden = weighted_ND.sub_(unit_ND.mul_(share_N1)).mul_(inverse_N1)
-    return d_hidden.to(hidden_ND.dtype), d_weight
+    return input_ND, d_hidden.to(hidden_ND.dtype), d_weight
 
 
 def _inverse_rms(hidden_ND: Tensor, eps: float) -> Tensor:
@@ -102,10 +115,11 @@ class Gated:
         gate_NF, up_NF = sources
         return _gated(gate_NF, up_NF)
 
-    def backward(self, grad_ND: Tensor, _: Sequence[bool], /, *sources: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(self, grad_ND: Tensor, _: Sequence[bool], /, *sources: Tensor, again: bool) -> Gradients:
         """With s = sigmoid(gate): d up = grad gate s; d gate = grad up s (1 + gate (1 - s))."""
         gate_NF, up_NF = sources
-        return _gated_gradients(grad_ND, gate_NF, up_NF)
+        input_NF, *found = _gated_gradients(grad_ND, gate_NF, up_NF, again)
+        return input_NF, tuple(found)
 
 
 @one_kernel
@@ -114,9 +128,14 @@ def _gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
 
 
 @one_kernel
-def _gated_gradients(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
+def _gated_gradients(
+    grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, again: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """What is gated, if it is needed again, and the gradients of gate and up."""
     d_gate = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
-    return d_gate, silu(gate_NF).mul_(grad_NF)
+    opened_NF = silu(gate_NF)
+    d_up = opened_NF * grad_NF
+    return opened_NF.mul_(up_NF) if again else None, d_gate, d_up
 
 
 class Packed(Protocol):
@@ -208,40 +227,68 @@ class _Linears(torch.autograd.Function):
         tensors, lows = saved[: len(saved) - counts.adapters], saved[len(saved) - counts.adapters :]
         sources, downs, by_layer = counts.parted(tensors)
         wanted_sources, wanted_downs, wanted_by_layer = counts.parted(ctx.needs_input_grad[2:])
-        anything = any(wanted_downs) or any(wanted[0] for wanted in wanted_by_layer)
-        input_ND = ctx.made.make(*sources) if anything else None
-        d_lows = [torch.empty_like(low_NR) for low_NR in lows]
-        d_input: Tensor | None = None
-        d_parts: list[Tensor | None] = []
         places = _places(by_layer, counts.adapters)
-        layers = zip(by_layer, counts.packed, wanted_by_layer, places, counts.scales, grads, strict=True)
-        for (weight_OD, _, *ups), packed, (weight, bias, *wanted_ups), columns, scales, grad_NO in layers:
-            if any(wanted_sources):
-                dense_OD = _dense(weight_OD, packed, grad_NO.dtype)
-                d_input = grad_NO @ dense_OD if d_input is None else d_input.addmm_(grad_NO, dense_OD)
-                del dense_OD  # before the next one is unpacked
-            d_parts += [
-                grad_NO.T @ input_ND if weight and input_ND is not None else None,
-                grad_NO.sum(0) if bias else None,
-            ]
-            for up_OR, up, some, scale, low_NR, d_low in zip(
-                ups, wanted_ups, columns, scales, lows, d_lows, strict=True
-            ):
-                if up_OR is not None:
-                    part_NR = d_low[:, some]
-                    torch.addmm(part_NR, grad_NO, up_OR, beta=0, alpha=scale, out=part_NR)
-                d_up = torch.addmm(up_OR, grad_NO.T, low_NR[:, some], beta=0, alpha=scale) if up else None
-                d_parts.append(d_up)
+        d_lows, d_ups = _adapter_gradients(by_layer, wanted_by_layer, places, counts.scales, lows, grads)
+        again = any(wanted_downs) or any(wanted[0] for wanted in wanted_by_layer)
+        input_ND: Tensor | None = None
+        d_sources: Sequence[Tensor | None] = [None] * counts.sources
+        if any(wanted_sources):
+            d_input = _input_gradient(by_layer, counts.packed, grads, d_lows, downs)
+            input_ND, d_sources = ctx.made.backward(d_input, wanted_sources, *sources, again=again)
+        elif again:
+            input_ND = ctx.made.make(*sources)
+        d_parts: list[Tensor | None] = []
+        for (weight, bias, *_), grad_NO, found in zip(wanted_by_layer, grads, d_ups, strict=True):
+            d_weight = grad_NO.T @ input_ND if weight and input_ND is not None else None
+            d_parts += [d_weight, grad_NO.sum(0) if bias else None, *found]
         d_downs = [
             d_low.T @ input_ND if down and input_ND is not None else None
             for d_low, down in zip(d_lows, wanted_downs, strict=True)
         ]
-        d_sources: Sequence[Tensor | None] = [None] * counts.sources
-        if d_input is not None:
-            for d_low, down_RD in zip(d_lows, downs, strict=True):
-                d_input.addmm_(d_low, down_RD)
-            d_sources = ctx.made.backward(d_input, wanted_sources, *sources)
         return None, None, *d_sources, *d_downs, *d_parts
+
+
+def _adapter_gradients(
+    by_layer: Sequence[Sequence[Any]],
+    wanted_by_layer: Sequence[Sequence[bool]],
+    places: Sequence[Sequence[slice]],
+    scales: Sequence[Sequence[float]],
+    lows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+    """Gradients of what lies between down and up (N, R), by adapter; and of the ups that are wanted, by layer."""
+    d_lows = [torch.empty_like(low_NR) for low_NR in lows]
+    d_ups: list[list[Tensor | None]] = []
+    for (_, _, *ups), (_, _, *wanted), columns, factors, grad_NO in zip(
+        by_layer, wanted_by_layer, places, scales, grads, strict=True
+    ):
+        d_ups.append([])
+        for up_OR, up, some, scale, low_NR, d_low in zip(ups, wanted, columns, factors, lows, d_lows, strict=True):
+            if up_OR is not None:
+                part_NR = d_low[:, some]
+                torch.addmm(part_NR, grad_NO, up_OR, beta=0, alpha=scale, out=part_NR)
+            d_up = torch.addmm(up_OR, grad_NO.T, low_NR[:, some], beta=0, alpha=scale) if up else None
+            d_ups[-1].append(d_up)
+    return d_lows, d_ups
+
+
+def _input_gradient(
+    by_layer: Sequence[Sequence[Any]],
+    packed: Sequence[Packed | None],
+    grads: Sequence[Tensor],
+    d_lows: Sequence[Tensor],
+    downs: Sequence[Tensor],
+) -> Tensor:
+    """The gradient of the input (N, D), through all weights and all adapters."""
+    d_input: Tensor | None = None
+    for (weight_OD, *_), kept, grad_NO in zip(by_layer, packed, grads, strict=True):
+        dense_OD = _dense(weight_OD, kept, grad_NO.dtype)
+        d_input = grad_NO @ dense_OD if d_input is None else d_input.addmm_(grad_NO, dense_OD)
+        del dense_OD  # before the next one is unpacked
+    assert d_input is not None, "no layer"
+    for d_low, down_RD in zip(d_lows, downs, strict=True):
+        d_input.addmm_(d_low, down_RD)
+    return d_input
 
 
 def _dense(weight_OD: Tensor | None, packed: Packed | None, dtype: torch.dtype) -> Tensor:
@@ -276,7 +323,8 @@ class _Input(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.made.backward(grads[0], ctx.needs_input_grad[1:], *ctx.saved_tensors)
+        _, found = ctx.made.backward(grads[0], ctx.needs_input_grad[1:], *ctx.saved_tensors, again=False)
+        return None, *found
 
 
 class _Rotated(torch.autograd.Function):

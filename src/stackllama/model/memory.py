@@ -6,20 +6,20 @@ the products' precision (the residual stream, marked *, in that of the weights):
 
     2 D*           the stream before attention and before the feed-forward (`Normed` makes the layers' inputs again)
     (H + 2 K) E    queries and keys after their rotation, and values
-    H E            what attention gave
+    H E + H        what attention gave, and the logarithms of its sums (in fp32)
     2 F            gate and up (`Gated` makes their product again)
     r              for each adapter, its low-rank intermediate
 
-What is alive only inside one operator is *working memory*: scores and probabilities of the largest block group, the
-chunk of logits, gradients on their way through the widest layer. They are added up, though they follow one another: the
-C library's heap seldom finds the hole that one leaves fit for the next, since kept activations lie in it. Between kept
-activations, too, it leaves holes; their share, `HOLES`, is the one number here that was measured and not counted.
+What is alive only inside one operator is *working memory*: keys for each head, the chunk of logits, gradients on their
+way through the widest layer. On the CPU they are added up, though they follow one another: the C library's heap seldom
+finds the hole that one leaves fit for the next, since kept activations lie in it. Between kept activations, too, it
+leaves holes; their share, `HOLES`, is the one number here that was measured and not counted.
 
 Left out on purpose: what data take (texts and token ids, known only once they are read), and texts shorter than the
 recipe lets in: a plan is for full rows of the longest texts.
 
 Legend: T tokens of a row, D hidden size, H query heads, K key/value heads, E head size, F feed-forward, V vocabulary,
-r rank; S blocks of Q queries and L keys, as in `blocks.py`.
+r rank.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from typing import Any
 
 import psutil
 
-from stackllama.model.blocks import block_shapes
 from stackllama.model.logprobs import CHUNK_ELEMENTS
 from stackllama.tokens.forest import Segment
 
@@ -46,7 +45,7 @@ PARTS = {
     "gradients": "of what is trained, in fp32",
     "optimizer": "AdamW's two moments, in fp32",
     "activations": "what the backward will need of a row",
-    "attention": "scores and probabilities of the largest group of blocks, and the plan of the blocks",
+    "attention": "keys and values for each head, and gradients inside attention",
     "head": "the chunk of logits, and what is made of it",
     "layers": "inputs and gradients inside the widest layer",
     "cache": "keys and values of the sampler",
@@ -65,10 +64,6 @@ HOLES = 0.45
 """Bytes of holes for each byte of kept activations, under glibc: 0.36 to 0.52 in three runs. With every block mapped by
 itself (MALLOC_MMAP_THRESHOLD_=65536) it is 0, and training slower.
 """
-MAPPED = 32 << 20
-"""Bytes from which glibc takes a block from the system and gives it back: such blocks leave no holes."""
-PLACE = 9
-"""Bytes of a plan for each query and key of a block: int64 distance, bool mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +122,8 @@ class Method:
 class Machine:
     """Where it runs. program: bytes that the process has before it loads anything; weights, products: bytes of a number
     of the trunk and of the matrix products; gpus: 0 for the CPU; of several, each holds its share of the weights, the
-    gradients and the optimizer, and rows of its own. quantized: the trunk's linear layers are in NF4.
+    gradients and the optimizer, and rows of its own. quantized: the trunk's linear layers are in NF4; recompute: a
+    layer keeps its input alone, and the backward computes the rest of it again.
     """
 
     program: int
@@ -135,6 +131,7 @@ class Machine:
     products: int
     gpus: int = 0
     quantized: bool = False
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +253,12 @@ def training(
             "gradients": FP32 * trained // share,
             "optimizer": 2 * FP32 * trained // share,
             "activations": kept,
-            "attention": _attention(shape, machine, row, backward=True),
-            "head": _head(shape, machine, scored, slopes=True, trained=full),
-            "layers": tokens * _layer_work(shape, machine, stream, backward=True) + _unpacked(shape, machine),
+            **_working(
+                machine,
+                attention=_attention(shape, machine, row, backward=True),
+                head=_head(shape, machine, scored, slopes=True, trained=full),
+                layers=tokens * _layer_work(shape, machine, stream, backward=True) + _unpacked(shape, machine),
+            ),
             "heap": 0 if machine.gpus else int(HOLES * kept),
         },
     )
@@ -277,9 +277,12 @@ def reading(
         | {
             "copies": held["copies"] + _cast_once(shape, machine, stream),
             "activations": tokens * _passing(shape, machine, stream),
-            "attention": _attention(shape, machine, row, backward=False),
-            "head": _head(shape, machine, scored, slopes=False, trained=False),
-            "layers": tokens * _layer_work(shape, machine, stream, backward=False) + _unpacked(shape, machine),
+            **_working(
+                machine,
+                attention=_attention(shape, machine, row, backward=False),
+                head=_head(shape, machine, scored, slopes=False, trained=False),
+                layers=tokens * _layer_work(shape, machine, stream, backward=False) + _unpacked(shape, machine),
+            ),
         },
     )
 
@@ -345,13 +348,20 @@ def _widest(shape: Shape) -> int:
     return max(ins * outs for ins, outs in shape.linears.values())
 
 
+def _working(machine: Machine, **parts: int) -> dict[str, int]:
+    """Working memory by part; on a GPU, whose allocator uses it again at once, the largest part alone."""
+    largest = max(parts, key=parts.__getitem__)
+    return {part: count if part == largest or not machine.gpus else 0 for part, count in parts.items()}
+
+
 def _kept(shape: Shape, machine: Machine, methods: Sequence[Method], stream: int) -> int:
     """Bytes for a token that the backward needs: the table above, and the last norm (input and result, in fp32)."""
     across, narrow = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     low = sum((one.rank or 0) * len([name for name in one.targets if name in shape.linears]) for one in methods)
     numbers = 2 * across + 2 * narrow + 2 * shape.feed_forward + low
-    layer = 2 * shape.hidden * stream + numbers * machine.products
-    return shape.layers * layer + 2 * shape.hidden * FP32
+    layer = 2 * shape.hidden * stream + numbers * machine.products + shape.heads * FP32
+    last = 2 * shape.hidden * FP32
+    return layer + shape.layers * shape.hidden * stream + last if machine.recompute else shape.layers * layer + last
 
 
 def _passing(shape: Shape, machine: Machine, stream: int) -> int:
@@ -377,30 +387,33 @@ def _layer_work(shape: Shape, machine: Machine, stream: int, *, backward: bool) 
 
 
 def _attention(shape: Shape, machine: Machine, row: Sequence[Segment], *, backward: bool) -> int:
-    """Bytes of the largest block group's work, and of the plan.
+    """Bytes inside attention by flash kernels, for all tokens and for the branches that do not stand behind their root.
 
-    For each score of each head. Forward: scores and probabilities in fp32, and these cast. Backward: probabilities,
-    their gradient and the scores' in fp32, and the first and last cast. Beside them the blocks' own keys and values
-    (S L K E numbers) and queries (S Q H E): two and one forward; backward five, for the gradients stand in them too,
-    and three, with gradients for the whole row.
+    On the CPU, keys and values once for each query head; and in the backward, in fp32: queries, gradients and result
+    where they are not so already, keys and values, and the gradients of all three. On a GPU, the gradients, and those
+    of the queries once more in fp32. Such branches are gathered, with their roots, and what they get is joined.
     """
-    groups = block_shapes(row)
-    numbers, cast = machine.products, 0 if machine.products == FP32 else machine.products
-    narrow, across = shape.key_value_heads * shape.head_size, shape.heads * shape.head_size
+    behind = [one for one in row if not one.is_root and one.start != one.root_stop]
+    roots = {(one.root_start, one.root_stop) for one in behind}
+    tokens, branches = row[-1].stop, sum(one.length for one in behind)
+    gathered = (branches, sum(stop - start for start, stop in roots))
+    numbers = machine.products
+    across, narrow = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
+    repeated = shape.heads != shape.key_value_heads
+    cast = numbers != FP32
 
-    def work(per_score: int, keys: int, queries: int) -> int:
-        return max(
-            s * (q * length * shape.heads * per_score + numbers * (length * narrow * keys + q * across * queries))
-            for s, q, length in groups
+    def work(queries: int, keys: int) -> int:
+        if machine.gpus:
+            return queries * across * (numbers + FP32) + keys * 2 * narrow * numbers if backward else 0
+        if not backward:
+            return keys * 2 * across * numbers * repeated
+        wide = queries * across * (3 * cast + 1) + keys * (
+            2 * across * (1 + (repeated or cast)) + 2 * narrow * repeated
         )
+        return FP32 * wide
 
-    plan = PLACE * sum(s * q * length for s, q, length in groups)
-    forward = work(2 * FP32 + cast, 2, 2)
-    if not backward:
-        return plan + forward
-    back = work(3 * FP32 + 2 * cast, 5, 3) + row[-1].stop * (across * numbers + 2 * narrow * FP32)
-    largest = max(s * q * length * shape.heads * FP32 for s, q, length in groups)
-    return plan + (max(forward, back) if machine.gpus or largest > MAPPED else forward + back)
+    joined = branches * (2 * across * numbers + 2 * across * FP32) + gathered[1] * 2 * narrow * numbers
+    return work(tokens, tokens) + (joined + work(*gathered) if behind else 0)
 
 
 def _head(shape: Shape, machine: Machine, scored: int, *, slopes: bool, trained: bool) -> int:

@@ -181,6 +181,14 @@ class Trunk:
         self.cast: llama.CastLayers = {}  # while a role is entered
         model.requires_grad_(False)
 
+    def recompute_activations(self) -> None:
+        """Keep one state of each layer for a backward, which computes the others again (activation checkpointing)."""
+        # The newer name of transformers, or the older one.
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+
     def add_adapter(self, role: str, lora: LoRA, *, seed: int) -> None:
         """Give a role a LoRA adapter with fp32 weights; B starts at 0, so the role starts as the trunk.
 
