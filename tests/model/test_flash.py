@@ -9,7 +9,7 @@ from torch import Tensor
 from stackllama.model.attention import ForestPlan, Rule
 from stackllama.model.blocks import plan_blocks
 from stackllama.model.flash import plan_flash
-from stackllama.model.plans import RowPlan
+from stackllama.model.plans import LONG_SIGHT, RowPlan, mean_sight
 from stackllama.tokens.forest import Forest, Tree, plant
 from tests.model.tiny import random_trees
 
@@ -101,17 +101,28 @@ def test_trees_of_one_branch_need_no_second_run() -> None:
     ("rule", "plain"),
     [
         (RULE, True),
-        (Rule(1.0, window=9), False),
-        (Rule(1.0, window=10), True),
+        (Rule(1.0, window=299), False),
+        (Rule(1.0, window=300), True),
         (Rule(1.0, softcap=3.0), False),
         (Rule(1.0, sinks_H=torch.zeros(H)), False),
     ],
 )
 def test_windows_that_hide_something_caps_and_sinks_go_through_the_blocks(rule: Rule, plain: bool) -> None:
-    forest = plant([Tree((1,) * 6, ((1,) * 4, (1,) * 2)), Tree((1,) * 8)])
+    forest = plant([Tree((1,) * 200, ((1,) * 100, (1,) * 2)), Tree((1,) * 240)])
     row = torch.randn(len(forest), H, E, generator=torch.Generator().manual_seed(0))
     plan = RowPlan(forest, CPU)
     found = plan.attend(row, row, row, rule)
     assert (plan._flash is not None, plan._general is not None) == (plain, not plain)
     wanted = plan_blocks(forest).attend(row, row, row, rule)
     assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+def test_rows_in_which_tokens_see_few_others_go_through_the_blocks() -> None:
+    # A root of 4 with branches of 2 and 1: 1 + 2 + 3 + 4, 5 + 6 and 5 edges; and another of 3: 6.
+    assert mean_sight(plant([Tree((1,) * 4, ((1,) * 2, (1,))), Tree((1,) * 3)])) == 32 / 10
+    short, long = (plant([Tree((1,) * length)]) for length in (2 * LONG_SIGHT - 2, 2 * LONG_SIGHT))
+    for forest, flash in ((short, False), (long, True)):
+        plan = RowPlan(forest, CPU)
+        row = torch.zeros(len(forest), H, E)
+        plan.attend(row, row, row, RULE)
+        assert (plan._flash is not None) == flash
