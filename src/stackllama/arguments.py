@@ -173,7 +173,7 @@ def _gigabytes(text: str) -> int:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gpus", type=_at_least(0), default=0, metavar="N", help="for so many GPUs that share it (default: 0, the CPU)"
+        "--gpus", type=_at_least(0), metavar="N", help="for so many GPUs that share it; 0: the CPU (default: as here)"
     )
     parser.add_argument(
         "--memory", type=_gigabytes, metavar="GB", help="what there is, of each GPU (default: what this machine has)"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stackllama.assembly import precision, weight_type
+from stackllama.assembly import device, precision, weight_type
 from stackllama.environment import available_memory
 from stackllama.errors import ModelError, RecipeError, TooLittleMemoryError
 from stackllama.model import memory
@@ -248,10 +248,11 @@ def table(found: Mapping[str, Moment]) -> Iterator[str]:
                 yield f"          {human(count):>8}  {part:<12} {PARTS[part]}"
 
 
-def plan(recipe: Recipe, *, gpus: int, limit: int | None) -> Iterator[str]:
-    """Lines to print: the table, whether it fits, and what to change. limit: bytes of each GPU, or of the machine;
-    None: what this machine has.
+def plan(recipe: Recipe, *, gpus: int | None, limit: int | None) -> Iterator[str]:
+    """Lines to print: the table, whether it fits, and what to change. gpus: 0 for the CPU; None: where the recipe would
+    run here. limit: bytes of each GPU, or of the machine; None: what this machine has.
     """
+    gpus = int(device(recipe).type == "cuda") if gpus is None else gpus
     program = program_bytes()
     if limit is None:
         limit = torch.cuda.get_device_properties(0).total_memory if gpus and torch.cuda.is_available() else None
@@ -293,9 +294,11 @@ def explain_out_of_memory(error: BaseException, recipe: Recipe, command: str) ->
     # Where not even a small process can be started, what this one holds is the next best.
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         program = program_bytes()
-    found = peaks(recipe, program=program)
-    moment = found[command]
-    told = advice(recipe, min(there, moment.peak - 1), program=program, stage=command)
+    gpus = int(isinstance(error, torch.OutOfMemoryError))
+    if gpus:
+        there = torch.cuda.get_device_properties(0).total_memory
+    moment = peaks(recipe, program=program, gpus=gpus)[command]
+    told = advice(recipe, min(there, moment.peak - 1), program=program, gpus=gpus, stage=command)
     return TooLittleMemoryError(
         f"memory ran out in {command}, which is predicted to need {human(moment.peak)} (most of it while "
         f"{moment.what}); there are {human(there)}. {told}. "
