@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stackllama.model.roles import REFERENCE, Trunk
-from stackllama.rollout.engine import Request, Response, Sampling, sample, stream
+from stackllama.rollout.engine import Engine, Request, Response, Sampling, sample, stream
 from stackllama.tokens.forest import Tree, branch_targets, plant
 from tests.model.tiny import CONFIGS, tiny_model
 
@@ -40,6 +40,27 @@ def test_a_requests_tokens_do_not_depend_on_its_company_or_slot() -> None:
     alone = [responses(trunk, [request])[0] for request in requests]
     for other in (few_slots, backwards, alone):
         assert [one.tokens for one in other] == [one.tokens for one in together]
+
+
+def test_requests_that_come_while_others_run_take_the_slots_that_these_leave() -> None:
+    trunk = Trunk(tiny_model(), precision=torch.float32)
+    requests = [Request(at, PROMPTS[at % 4]) for at in range(12)]
+    expected = responses(trunk, requests)
+    with trunk.use(REFERENCE) as role:
+        engine = Engine(role, HOW, slots=3, longest=11)
+        late = iter(requests)
+        sequences = [engine.submit(next(late))]
+        steps = 0
+        while not engine.is_idle:
+            grown = engine.step()
+            steps += 1
+            assert len(grown) <= 3
+            assert all(one.stopped is None for one in grown if one in engine._running)
+            sequences += [engine.submit(one) for one in [next(late, None)] if one is not None]
+    assert [tuple(one.tokens) for one in sequences] == [one.tokens for one in expected]
+    # No slot stays empty while a request waits: so few steps are enough.
+    total = sum(len(one.tokens) for one in sequences)
+    assert steps <= total / 3 + 12 + 3
 
 
 def test_other_seeds_and_requests_draw_other_tokens() -> None:

@@ -301,9 +301,7 @@ def sampling(
     read = reading(shape, machine, full_row(prompts * prompt_tokens, prompt_tokens), roles=roles)
     narrow = shape.key_value_heads * shape.head_size
     layer = 2 * sequences * (prompt_tokens + new_tokens) * narrow * machine.products
-    # Packing the batch together copies the keys (of three quarters of it at most), then the values; a step copies one
-    # layer's.
-    cache = layer * shape.layers + layer * shape.layers * 3 // 8 + layer
+    cache = layer * shape.layers + layer  # a step copies one layer's
     logits = sequences * shape.vocabulary * (machine.products + 3 * FP32)
     return Moment("sampling", {**read.parts, "cache": cache, "head": logits})
 
