@@ -338,9 +338,9 @@ class Guard(Section):
     window: int = Field(100, ge=10, le=10_000, description="Accepted steps whose numbers are the usual ones.")
     warmup: int = Field(50, ge=10, description="Accepted steps before anything is compared.")
     clip: float = Field(
-        6.0, gt=0, description="Distance of a gradient norm from which it is scaled down, even below `clip_norm`."
+        8.0, gt=0, description="Distance of a gradient norm from which it is scaled down, even below `clip_norm`."
     )
-    skip: float = Field(9.0, gt=0, description="Distance of a number from which its step changes nothing.")
+    skip: float = Field(12.0, gt=0, description="Distance of a number from which its step changes nothing.")
     rewind_after: int = Field(
         4,
         ge=2,
