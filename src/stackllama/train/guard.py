@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -213,8 +213,7 @@ class Guard:
     def _load_windows(self, state: Mapping[str, Any]) -> None:
         for name, window in self._windows.items():
             saved = state["windows"][name]
-            window.values = deque(saved["values"], window.values.maxlen)
-            window.last = saved["last"]
+            window.load(saved["values"], saved["last"])
 
     def _impossible(self, seen: Mapping[str, float]) -> Judgement | None:
         """A number that is not finite or over its fixed limit."""
@@ -279,6 +278,13 @@ class _Window:
         self._warmup = watch.warmup or (0 if how is None else how.warmup)
         self.values: deque[float] = deque(maxlen=watch.window or (0 if how is None else how.window))
         self.last: float | None = None
+        self._usual: tuple[float, float] | None = None
+
+    def load(self, values: Sequence[float], last: float | None) -> None:
+        """Remember other values instead, oldest first, given on the scale."""
+        self.values = deque(values, self.values.maxlen)
+        self.last = last
+        self._usual = self._measured()
 
     def is_new(self, value: float) -> bool:
         """Whether it counts: a number of a whole round stands in many steps."""
@@ -288,9 +294,10 @@ class _Window:
         """Remember a value."""
         if self.is_new(value) and not (self._watch.scale is _logarithm and value < SMALLEST):
             self.values.append(self._watch.scale(value))
+            self._usual = self._measured()
         self.last = value
 
-    def usual(self) -> tuple[float, float] | None:
+    def _measured(self) -> tuple[float, float] | None:
         """Median and robust deviation on the scale; None while too few values are known."""
         if not self.values or len(self.values) < self._warmup:
             return None
@@ -300,15 +307,14 @@ class _Window:
 
     def middle(self) -> float | None:
         """The median, in the number's own unit."""
-        usual = self.usual()
-        return None if usual is None else self._watch.back(usual[0])
+        return None if self._usual is None else self._watch.back(self._usual[0])
 
     def bound(self, deviations: float) -> float | None:
         """The value so many deviations above the median."""
-        usual = self.usual()
+        usual = self._usual
         return None if usual is None else self._watch.back(usual[0] + deviations * usual[1])
 
     def distance(self, value: float) -> float:
         """Robust deviations above the median; 0 while too few values are known."""
-        usual = self.usual()
+        usual = self._usual
         return 0.0 if usual is None else (self._watch.scale(value) - usual[0]) / usual[1]
