@@ -171,7 +171,7 @@ def literal_keys(path: Path, function: str) -> set[str]:
 
 def logged() -> set[str]:
     """The names of all that the loop logs: its own, the objectives' and the sources' notes."""
-    names = literal_keys(SOURCE / "train" / "loop.py", "_report")
+    names = literal_keys(SOURCE / "train" / "loop.py", "_report") | literal_keys(SOURCE / "train" / "loop.py", "_event")
     names |= literal_keys(SOURCE / "rollout" / "experience.py", "_experience")
     for source in ("sft_source", "reward_source"):
         names |= literal_keys(SOURCE / "tokens" / "sources.py", source)

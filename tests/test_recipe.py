@@ -118,6 +118,10 @@ def test_an_unknown_key_that_resembles_none_lists_what_is_allowed(tmp_path: Path
         ("ppo: 3", ["ppo = 3", "section"]),
         ("seed: -1", ["seed = -1", "at least 0"]),
         ("ppo: {betas: [0.9, 1]}", ["ppo.betas = 1", "below 1"]),
+        ("guard: {clip: 0}", ["guard.clip = 0", "above 0"]),
+        ("guard: {rewind_after: 1}", ["guard.rewind_after = 1", "at least 2"]),
+        ("guard: {rewinds: -1}", ["guard.rewinds = -1", "at least 0"]),
+        ("guard: {watch: maybe}", ["guard.watch = maybe"]),
     ],
 )
 def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -143,6 +147,8 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {max_prompt_tokens: 1920}", ["ppo.max_prompt_tokens", "at least 2049"]),  # 1920 + 128 + an EOS
         (SMALL + "evaluate: {max_new_tokens: 1536}", ["evaluate.max_new_tokens", "at least 2049"]),  # 512 + 1536 + 1
         (SMALL + "ppo: {kl: {coefficient: 0}}", ["ppo.kl.coefficient = 0", "ppo.kl.controller to fixed"]),
+        (SMALL + "guard: {window: 40}", ["guard.warmup = 50", "guard.window = 40", "lower warmup"]),
+        (SMALL + "guard: {skip: 8}", ["guard.skip = 8 is not above guard.clip = 8"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),

@@ -43,7 +43,7 @@ from stackllama.tokens.sources import (
 )
 from stackllama.tokens.template import FINGERPRINT
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.guard import Guard
+from stackllama.train.guard import Guard, Sensitivity
 from stackllama.train.loop import Loop, Settings
 from stackllama.train.metrics import JsonlLog
 from stackllama.train.optim import learning_rate_at, make_optimizer
@@ -345,6 +345,14 @@ def kl_controller(recipe: Recipe) -> kl.Controller:
     return kl.AdaptiveController(section.coefficient, section.target, section.horizon)
 
 
+def sensitivity(recipe: Recipe) -> Sensitivity | None:
+    """How the guard compares steps; None where it does not."""
+    guard = recipe.guard
+    if not guard.watch:
+        return None
+    return Sensitivity(guard.window, guard.warmup, guard.clip, guard.skip, guard.rewind_after, guard.rewinds)
+
+
 class Resampling(TypedDict):
     """Keywords of every interval: bootstrap resamples, coverage as a fraction, seed."""
 
@@ -391,7 +399,7 @@ def train(
             weight_decay=section.weight_decay,
         ),
         learning_rate=schedule(section, steps),
-        guard=Guard(limits),
+        guard=Guard(limits, sensitivity(recipe)),
         settings=Settings(section.clip_norm, recipe.compute.checkpoint_steps, recipe.compute.log_steps),
         folder=folder / "checkpoints",
         log=JsonlLog(folder / "metrics.jsonl"),

@@ -325,8 +325,38 @@ class Evaluate(Section):
     side_by_side: int = Field(10, ge=0, le=1000, description="Pairs of answers shown in the report.")
 
 
+class Guard(Section):
+    """Faults of single steps, in every trained stage: what is compared with the last accepted steps, and what follows.
+
+    Distances are in robust standard deviations above the median. Numbers that are not finite refuse their step whatever
+    is set here.
+    """
+
+    watch: bool = Field(
+        True, description="Whether loss, gradient norm, ratio and KL of a step are compared with the last ones."
+    )
+    window: int = Field(100, ge=10, le=10_000, description="Accepted steps whose numbers are the usual ones.")
+    warmup: int = Field(50, ge=10, description="Accepted steps before anything is compared.")
+    clip: float = Field(
+        8.0, gt=0, description="Distance of a gradient norm from which it is scaled down, even below `clip_norm`."
+    )
+    skip: float = Field(12.0, gt=0, description="Distance of a number from which its step changes nothing.")
+    rewind_after: int = Field(
+        4,
+        ge=2,
+        le=20,
+        description="Refused steps in a row after which weights go back to the newest checkpoint that is good; a step "
+        "whose loss or KL is beyond `clip` counts one half.",
+    )
+    rewinds: int = Field(
+        3, ge=0, description="Times that a stage may go back before it ends with an error; 0: it never goes back."
+    )
+
+
 class Compute(Section):
-    """The machine. Nothing here changes what is learned, only how fast and in which bits."""
+    """The machine. Nothing here changes what is learned, only how fast and in which bits (but for `checkpoint_steps`
+    where the guard goes back).
+    """
 
     threads: int | None = Field(
         None, ge=1, le=1024, description="Processor threads, and processes of the data stage; none: one for each core."
@@ -345,7 +375,9 @@ class Compute(Section):
         description="Keep one state of each layer and compute the rest again in the backward: less memory, slower.",
     )
     row_tokens: int = Field(2048, ge=32, description="Length of a packed row in tokens: the unit of memory.")
-    checkpoint_steps: int = Field(50, ge=1, description="Optimizer steps between two checkpoints.")
+    checkpoint_steps: int = Field(
+        50, ge=1, description="Optimizer steps between two checkpoints; the guard goes back to one of them."
+    )
     log_steps: int = Field(10, ge=1, description="Optimizer steps between two lines of metrics.")
 
 
@@ -365,6 +397,7 @@ class Recipe(Section):
     reward: Reward = Field(default_factory=Reward, description="The reward model, and the judge.")
     ppo: PPO = Field(default_factory=PPO, description="PPO against the reward model.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What is measured after training.")
+    guard: Guard = Field(default_factory=Guard, description="Faults of single steps, in every trained stage.")
     compute: Compute = Field(default_factory=Compute, description="The machine.")
 
     @model_validator(mode="before")
@@ -411,6 +444,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
     if "ppo" in recipe.stages:
         yield from _ppo_contradictions(recipe.ppo)
+    yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
 
 
@@ -469,6 +503,19 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
         yield (
             f"ppo.kl.horizon = {ppo.kl.horizon:g} is too short for ppo.prompts_per_step * ppo.samples_per_prompt = "
             f"{episodes} episodes a step; make it more than {episodes / 5:g}"
+        )
+
+
+def _guard_contradictions(guard: Guard) -> Iterator[str]:
+    if guard.warmup > guard.window:
+        yield (
+            f"guard.warmup = {guard.warmup} is more than guard.window = {guard.window}, so that nothing would ever be "
+            "compared: lower warmup, or raise window"
+        )
+    if guard.skip <= guard.clip:
+        yield (
+            f"guard.skip = {guard.skip:g} is not above guard.clip = {guard.clip:g}: a step is to be clipped before it "
+            "is skipped; raise skip, or lower clip"
         )
 
 

@@ -60,6 +60,7 @@ FIRST_TOUCHED: dict[str, str | None] = {
     "evaluate.perplexity_answers": "sft",
     "evaluate.resamples": "sft",
     "evaluate.confidence": "sft",
+    "guard": "sft",
     "reward.method": "sft",  # a stage that trains in full makes the trunk fp32
     "ppo.method": "sft",
     **{stage: stage for stage in STAGES},

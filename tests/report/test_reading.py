@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stackllama.errors import RunError
-from stackllama.report.reading import number, read_log, read_run
+from stackllama.report.reading import number, read_events, read_log, read_run
 
 
 def test_log_survives_kills(tmp_path: Path) -> None:
@@ -28,6 +28,21 @@ def test_log_survives_kills(tmp_path: Path) -> None:
     assert log == {"loss": ((1.0, 3.0), (2.0, 2.0)), "perplexity": ((2.0, 8.0),)}
     assert torn == 2
     assert read_log(tmp_path / "absent.jsonl") == ({}, 0)
+
+
+def test_events_of_the_guard_are_read_and_the_last_of_a_step_holds(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        '{"step": 7, "loss": 1.0, "guard": "skipped", "guard_metric": "loss"}',
+        '{"step": 3, "loss": 3.0, "guard": "clipped"}',
+        '{"step": 4, "loss": 3.0, "guard": 7}',
+        '{"step": 5, "guard": "skipped"}',
+        '{"step": 5, "loss": 2.0}',  # a resumed process did step 5 again
+        '{"step": 9, "guard": "sk',
+    ]
+    path.write_text("\n".join(lines), "utf-8")
+    assert [(event["step"], event["guard"]) for event in read_events(path)] == [(3, "clipped"), (7, "skipped")]
+    assert read_events(tmp_path / "absent.jsonl") == []
 
 
 def test_only_finite_numbers_are_numbers() -> None:

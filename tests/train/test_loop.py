@@ -17,7 +17,7 @@ from stackllama.objectives.sft import SftObjective
 from stackllama.tokens.batches import Batch, SftRow
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.sources import PlannedSource, sft_source
-from stackllama.train.guard import Guard
+from stackllama.train.guard import Guard, Judgement
 from stackllama.train.loop import MOST_REFUSED, Loop, Settings
 from stackllama.train.metrics import JsonlLog, read_log
 from stackllama.train.optim import make_optimizer
@@ -150,11 +150,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_logged(tmp_path: Path,
 def test_endless_refusals_end_the_run_with_an_error(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
 
-    class Always:
-        def refusal(self, **_: object) -> str:
-            return "loss is bad"
+    class Always(Guard):
+        def judge(self, step: int, **_: object) -> Judgement:
+            return Judgement("loss is bad", "skipped", "loss", 1.0)
 
-    loop.guard = Always()  # type: ignore[assignment]
+    loop.guard = Always()
     batch = loop.source.next()
     assert batch is not None
     loop.source = Endless(batch)  # type: ignore[assignment]
@@ -181,10 +181,3 @@ class Endless:
 
     def state_dict(self) -> dict[str, int]:
         return {}
-
-
-def test_the_guard_names_what_it_refuses() -> None:
-    guard = Guard({"ratio_mean": 10.0})
-    assert guard.refusal(loss=1.0, gradient_norm=2.0, metrics={"ratio_mean": 9.9}) is None
-    assert guard.refusal(loss=1.0, gradient_norm=2.0, metrics={"ratio_mean": 10.1}) == "ratio_mean 10.1 is over 10"
-    assert guard.refusal(loss=1.0, gradient_norm=float("inf"), metrics={}) == "gradient_norm is inf"

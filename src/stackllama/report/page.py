@@ -17,7 +17,7 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import figures, tables
+from stackllama.report import events, figures, tables
 from stackllama.report.figures import Interval
 from stackllama.report.layout import clipped, is_web, template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, read_run
@@ -58,6 +58,7 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
     target, judge = kl_target(run), number(run.summary, "judge", "accuracy")
     samples, level = _samples(run.samples), coverage(run)
+    guard, unseen_events = events.rows(run.events)
     drawn = {
         stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
         for stage in STAGES
@@ -74,6 +75,8 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         baselines=tables.baselines(_baselines(run.data)),
         sft=_facts(run.summary, "sft"),
         plots=drawn,
+        guard=guard,
+        unseen_events=unseen_events,
         accuracy=_accuracy_plot(run.summary),
         advantage=_advantage_plot(run.summary),
         judge_accuracy=show(judge, None) if judge is not None else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ STAGES = ("sft", "reward", "judge", "ppo")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run folder says; a file that is not there gives an empty value. `torn`: unreadable lines of each file."""
+    """What a run folder says; a file that is not there gives an empty value. `events`: the lines of each stage's log
+    that tell what the guard did; `torn`: unreadable lines of each file.
+    """
 
     name: str
     summary: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Run:
     policy: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     logs: Mapping[str, Log]
+    events: Mapping[str, Sequence[Mapping[str, Any]]]
     torn: Mapping[str, int]
 
 
@@ -45,8 +48,9 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is not a run folder; give the folder of a run, such as runs/quickstart")
-    logs, torn = {}, {}
+    logs, events, torn = {}, {}, {}
     for stage in STAGES:
+        events[stage] = read_events(folder / stage / "metrics.jsonl")
         logs[stage], skipped = read_log(folder / stage / "metrics.jsonl")
         if skipped:
             torn[f"{stage}/metrics.jsonl"] = skipped
@@ -60,6 +64,7 @@ def read_run(folder: Path) -> Run:
         policy=_read(folder / "evaluate" / "policy.json", dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
+        events=events,
         torn=torn,
     )
     if not (run.summary or run.data or any(run.logs.values())):
@@ -75,13 +80,7 @@ def read_log(path: Path) -> tuple[Log, int]:
     """
     columns: dict[str, dict[float, float]] = {}
     skipped = 0
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
-    for line in filter(str.strip, lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        step = number(row, "step") if isinstance(row, dict) else None
+    for step, row in _rows(path):
         if step is None:
             skipped += 1
             continue
@@ -90,6 +89,24 @@ def read_log(path: Path) -> tuple[Log, int]:
             if metric != "step" and value is not None:
                 columns.setdefault(str(metric), {})[step] = value
     return {metric: tuple(sorted(points.items())) for metric, points in columns.items()}, skipped
+
+
+def read_events(path: Path) -> list[Mapping[str, Any]]:
+    """The lines of a JSON-lines log in which the guard acted, by step; the last one of a step holds."""
+    found = {step: row for step, row in _rows(path) if step is not None}
+    return [row for _, row in sorted(found.items()) if isinstance(row.get("guard"), str)]
+
+
+def _rows(path: Path) -> Iterator[tuple[float | None, dict[str, Any]]]:
+    """(step, line) of a JSON-lines log; no step where the line cannot be read."""
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        step = number(row, "step") if isinstance(row, dict) else None
+        yield step, row if step is not None else {}
 
 
 def number(tree: Any, *keys: str) -> float | None:

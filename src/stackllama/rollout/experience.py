@@ -9,6 +9,7 @@ Legend: T tokens of a row, N response tokens of a row (M of a round), S response
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stackllama.errors import DataError
+from stackllama.errors import DataError, TrainingError
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives import ppo, reward
 from stackllama.objectives.advantages import gae
@@ -31,6 +32,10 @@ from stackllama.tokens.packing import deal, pack
 from stackllama.tokens.sources import deal_branches
 
 POLICY = "policy"
+MOST_BROKEN = 3
+"""Rounds in a row that a reward model may spoil with scores that are not finite, before the stage ends."""
+SMALLEST_SPREAD = 1e-6
+"""Scores that differ by less, as a share of their size or of 1, differ by rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +143,25 @@ class ExperienceSource:
         self._plan: list[list[int]] = []
         self._notes: dict[str, float] = {}
         self._unreported = 0
+        self._broken = 0
 
     def prepare(self) -> None:
         """Nothing: a round may end early, and the next one is sampled by the policy that this one leaves."""
 
     def next(self) -> Batch[PPORow] | None:
-        """The next minibatch; samples a new round when the last one is used up."""
+        """The next minibatch; samples a new round when the last one is used up. A round whose scores teach nothing is
+        one unusable batch.
+
+        Raises:
+            TrainingError: when the scores of more than `MOST_BROKEN` rounds in a row are not finite.
+        """
         if not self._plan:
             if self._round == self._settings.rounds:
                 return None
-            self._begin_round()
+            unusable = self._begin_round()
+            if unusable is not None:
+                episodes = self._settings.prompts * self._settings.samples
+                return Batch((), {"tokens": 0.0}, episodes, {"round": float(self._round)}, unusable)
         chosen = self._plan.pop(0)
         rows = tuple(self._rows[at] for at in chosen)
         tokens = float(sum(len(row.old_logprob_N) for row in rows))
@@ -156,12 +170,19 @@ class ExperienceSource:
         return Batch(rows, {"tokens": tokens}, work, self._notes)
 
     def observe(self, result: StepResult) -> None:
-        """Drop the rest of a round that moved too far; adapt the KL coefficient at the round's end."""
+        """Drop the rest of a round that moved too far, or whose policy is no more; adapt the KL coefficient at the
+        round's end.
+
+        After going back, old log-probabilities, advantages and KL belong to weights that are gone.
+        """
         limit = self._settings.kl_stop
-        if limit is not None and result.metrics["approximate_kl"] > limit:
+        if limit is not None and result.metrics.get("approximate_kl", 0.0) > limit:
             self._plan = []
+        if result.rewound is not None:
+            self._plan, self._notes = [], {}
         if not self._plan:
-            self._controller.update(self._notes["kl"], self._settings.prompts * self._settings.samples)
+            if math.isfinite(kl := self._notes.get("kl", math.nan)):
+                self._controller.update(kl, self._settings.prompts * self._settings.samples)
             self._round += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,6 +193,7 @@ class ExperienceSource:
             "plan": self._plan,
             "notes": self._notes,
             "unreported": self._unreported,
+            "broken": self._broken,
             "rows": [_row_state(row) for row in self._rows],
         }
 
@@ -182,9 +204,11 @@ class ExperienceSource:
         self._plan = [list(step) for step in state["plan"]]
         self._notes = dict(state["notes"])
         self._unreported = state["unreported"]
+        self._broken = state["broken"]
         self._rows = [_row_from_state(saved) for saved in state["rows"]]
 
-    def _begin_round(self) -> None:
+    def _begin_round(self) -> str | None:
+        """Sample a round and plan its minibatches; or say why nothing can be learned from it."""
         rollouts = self._sample(self._choose_prompts())
         score_S = response_scores(
             self._trunk,
@@ -193,6 +217,10 @@ class ExperienceSource:
             eos_id=self._sampling.eos_id,
             row_tokens=self._settings.row_tokens,
         )
+        unusable = self._unusable(score_S)
+        if unusable is not None:
+            self._rows, self._notes = [], {}
+            return unusable
         self._rows, self._notes = self._experience(rollouts, score_S)
         settings = self._settings
         order = np.random.default_rng([self._sampling.seed, 1, self._round])
@@ -202,6 +230,28 @@ class ExperienceSource:
             for part in np.array_split(order.permutation(len(self._rows)), min(settings.minibatches, len(self._rows)))
         ]
         self._unreported = len(rollouts.responses)
+        return None
+
+    def _unusable(self, score_S: Tensor) -> str | None:
+        """Why a round with these scores teaches nothing, or None.
+
+        Without differences in reward, whitening would blow up what KL and value head leave over until it looks like a
+        reward: the policy would be pushed along noise.
+        """
+        bad = int((~torch.isfinite(score_S)).sum())
+        self._broken = self._broken + 1 if bad else 0
+        if bad:
+            said = f"the {self._reward_role} model gave {bad} of {len(score_S)} responses a score that is not finite"
+            if self._broken > MOST_BROKEN:
+                raise TrainingError(
+                    f"{said}, in {self._broken} rounds in a row (the last is round {self._round}); nothing was learned "
+                    f"from them. Train the {self._reward_role} model again, with a lower reward.learning_rate"
+                )
+            return said
+        low, high = (float(end) for end in score_S.aminmax())
+        if len(score_S) > 1 and high - low <= SMALLEST_SPREAD * max(1.0, abs(high)):
+            return f"the reward did not vary: the {self._reward_role} model gave {high:.3g} to {len(score_S)} responses"
+        return None
 
     def _choose_prompts(self) -> list[Tree]:
         count = len(self._prompts)

@@ -19,24 +19,28 @@ class Batch(Generic[RowT]):
     """The rows of one optimizer step, with the counts that divide its sums, known before the first backward.
 
     work: what the step adds to progress, in the source's unit; notes: numbers about the batch itself that are logged
-    beside the objective's metrics.
+    beside the objective's metrics; unusable: why nothing can be learned from it (then it may have no rows), or None.
     """
 
     rows: tuple[RowT, ...]
     counts: Mapping[str, float]
     work: int
     notes: Mapping[str, float]
+    unusable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of one batch. skipped: why the guard refused it (then no weight was changed), or None."""
+    """What became of one batch. skipped: why it was refused (then no weight was changed), or None; rewound: the earlier
+    step whose weights are in place again, so that whatever hangs on later ones is void, or None.
+    """
 
     step: int
     loss: float
     metrics: Mapping[str, float]
     gradient_norm: float
     skipped: str | None
+    rewound: int | None = None
 
 
 class Source(Protocol[RowT]):

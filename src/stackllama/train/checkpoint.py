@@ -80,16 +80,16 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return final
 
 
-def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def load_latest(folder: Path, *, before: int | None = None) -> tuple[int, dict[str, Any]] | None:
     """Give (step, state) of the newest checkpoint, all tensors on the CPU, or None if there is none.
 
-    Removes what a killed `save` left behind. Raises CheckpointError, naming the missing or unknown keys and the folder
-    to delete, if the newest checkpoint is not exactly what was written.
+    before: take one of an earlier step than this. Removes what a killed `save` left behind. Raises CheckpointError,
+    naming the missing or unknown keys and the folder to delete, if that checkpoint is not exactly what was written.
     """
     if not folder.is_dir():
         return None
     _clean(folder)
-    steps = _steps(folder)
+    steps = [step for step in _steps(folder) if before is None or step < before]
     if not steps:
         return None
     path = _step_folder(folder, steps[-1])

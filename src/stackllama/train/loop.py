@@ -2,7 +2,8 @@
 
 A step: enter the objective's role, turn each row of the batch into sums and their gradients, leave the role, and let
 the guard decide whether the optimizer steps. State is saved every so many steps, and a loop that starts in a folder
-with a checkpoint goes on from it, bit for bit.
+with a checkpoint goes on from it, bit for bit. Where the guard finds the weights damaged, weights and optimizer go
+back to an earlier checkpoint, while the source and the count of steps go on: nothing more is kept in memory for that.
 
 Left out on purpose: epochs, KL control, early stops (the source's business), evaluation and choice of weights
 (callbacks).
@@ -10,6 +11,7 @@ Left out on purpose: epochs, KL control, early stops (the source's business), ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,8 @@ from stackllama.model.roles import Trunk
 from stackllama.objectives.base import Objective
 from stackllama.tokens.batches import Batch, Source, StepResult, on_device
 from stackllama.train import checkpoint
-from stackllama.train.guard import Guard
-from stackllama.train.metrics import JsonlLog, Progress, progress
+from stackllama.train.guard import Guard, Judgement
+from stackllama.train.metrics import JsonlLog, Plain, Progress, progress
 from stackllama.train.optim import clip_gradients, load_optimizer_state, optimizer_state, set_learning_rate
 
 RowT = TypeVar("RowT")
@@ -66,50 +68,89 @@ class Loop(Generic[RowT]):
         call.
 
         Raises:
-            TrainingError: after more than `MOST_REFUSED` refused steps in a row.
+            TrainingError: after more than `MOST_REFUSED` refused steps in a row, or where going back has not helped.
             CheckpointError: when a saved state is damaged or of another run.
         """
         remark = self._resume()
-        before = self.work
+        before, saved = self.work, self.step
         with progress(self.title, self.source.total_work, self.source.unit, self.work) as show:
             if remark is not None:
                 show.note(remark)
             while (batch := self.source.next()) is not None:
-                result = self._apply(batch)
+                self.step += 1
+                result, judged = self._unusable(batch) if batch.unusable is not None else self._apply(batch)
                 self.source.observe(result)
                 self.work += batch.work
-                self._report(batch, result, show)
-                if self.step % self.settings.checkpoint_steps == 0:
+                self._report(batch, result, judged, show)
+                if self.step % self.settings.checkpoint_steps == 0 and not self.guard.doubts:
                     checkpoint.save(self.folder, self.step, self._state())
-        if self.step % self.settings.checkpoint_steps:
+                    saved = self.step
+        if self.step != saved:
             checkpoint.save(self.folder, self.step, self._state())
         return self.work - before
 
-    def _apply(self, batch: Batch[RowT]) -> StepResult:
-        self.step += 1
+    def _unusable(self, batch: Batch[RowT]) -> tuple[StepResult, Judgement]:
+        """Pass over a batch that its source found no use for; there are no numbers of such a step."""
+        assert batch.unusable is not None
+        result = StepResult(self.step, math.nan, {}, math.nan, batch.unusable)
+        return result, Judgement(batch.unusable, "passed over")
+
+    def _apply(self, batch: Batch[RowT]) -> tuple[StepResult, Judgement]:
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batch)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm_of_gradients = clip_gradients(parameters, self.settings.clip_norm)
+        bound = self.guard.clip_bound(self.settings.clip_norm)
+        norm_of_gradients = clip_gradients(parameters, bound)
         self.source.prepare()
         norm, *totals = _read(norm_of_gradients, *sums.values())
-        terms, counts, total = self.objective.terms, batch.counts, dict(zip(sums, totals, strict=True))
+        loss, metrics = self._means(batch, dict(zip(sums, totals, strict=True)))
+        judged = self.guard.judge(
+            self.step,
+            loss=loss,
+            gradient_norm=norm,
+            metrics=metrics,
+            notes=batch.notes,
+            clipped_at=bound if bound < self.settings.clip_norm else None,
+        )
+        if judged.refusal is None:
+            set_learning_rate(self.optimizer, self.learning_rate(self.step - 1))
+            self.optimizer.step()
+        rewound = self._rewind(judged) if self.guard.lost else None
+        self._refused = 0 if judged.refusal is None or rewound is not None else self._refused + 1
+        if self._refused > MOST_REFUSED:
+            raise TrainingError(
+                f"{self._refused} steps in a row were refused, the last because {judged.refusal}; {self._advice()}"
+            )
+        return StepResult(self.step, loss, metrics, norm, judged.refusal, rewound), judged
+
+    def _means(self, batch: Batch[RowT], total: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """The loss and the metrics of a batch, from its sums."""
+        terms, counts = self.objective.terms, batch.counts
         means = {name: total[name] / counts[term.count] for name, term in terms.items()}
         loss = sum(term.coefficient * means[name] for name, term in terms.items())
         metrics = {name: total[name] / counts[count] for name, count in self.objective.metric_counts.items()}
-        if len(means) > 1:
-            metrics |= means
-        refusal = self.guard.refusal(loss=loss, gradient_norm=norm, metrics=metrics)
-        if refusal is None:
-            set_learning_rate(self.optimizer, self.learning_rate(self.step - 1))
-            self.optimizer.step()
-        self._refused = 0 if refusal is None else self._refused + 1
-        if self._refused > MOST_REFUSED:
-            raise TrainingError(
-                f"{self._refused} steps in a row were refused, the last because {refusal}; lower the learning rate of "
-                f"the {self.objective.role} stage (at step {self.step}) and start the run under another name"
-            )
-        return StepResult(self.step, loss, metrics, norm, refusal)
+        return loss, metrics | means if len(means) > 1 else metrics
+
+    def _rewind(self, judged: Judgement) -> int | None:
+        """Take weights and optimizer back to the newest checkpoint that is good, and give its step; None where there
+        is none. Source, random numbers and the count of steps go on.
+        """
+        found = checkpoint.load_latest(self.folder, before=self.guard.good_before)
+        if found is None:
+            return None
+        if self.guard.rewinds_left == 0:
+            why = judged.refusal or f"{judged.metric} stays high"
+            raise TrainingError(f"{why}, after going back to earlier weights as often as allowed; {self._advice()}")
+        target, state = found
+        self._load_weights(state)
+        self.guard.rewound(self.step, target, state["guard"])
+        return target
+
+    def _advice(self) -> str:
+        return (
+            f"lower the learning rate of the {self.objective.role} stage (at step {self.step}), or look at its data, "
+            "and start the run under another name"
+        )
 
     def _backward(self, batch: Batch[RowT]) -> dict[str, Tensor]:
         """Sums of all terms and metrics over the batch; leaves the gradient of the mean loss in the parameters."""
@@ -126,16 +167,19 @@ class Loop(Generic[RowT]):
                     total[name] = total[name] + value.detach() if name in total else value.detach()
         return total
 
-    def _report(self, batch: Batch[RowT], result: StepResult, show: Progress) -> None:
+    def _report(self, batch: Batch[RowT], result: StepResult, judged: Judgement, show: Progress) -> None:
         extra: dict[str, float] = {}
         for callback in self.after_step:
             extra |= dict(callback(result) or {})
         values = {"loss": result.loss, **result.metrics, **batch.notes, "gradient_norm": result.gradient_norm}
         values |= {"learning_rate": self.learning_rate(result.step - 1), **extra}
+        event = _event(result, judged)
         if result.skipped is not None:
             show.note(f"step {result.step} was skipped: {result.skipped}")
-        if result.step == 1 or result.step % self.settings.log_steps == 0 or result.skipped is not None or extra:
-            self.log.append(result.step, **values, **({} if result.skipped is None else {"skipped": result.skipped}))
+        if result.rewound is not None:
+            show.note(f"step {result.step}: went back to the weights of step {result.rewound}")
+        if result.step == 1 or result.step % self.settings.log_steps == 0 or event or extra:
+            self.log.append(result.step, **values, **event)
         shown = self.shown or tuple(values)
         show.advance(batch.work, **{name: values[name] for name in shown if name in values})
 
@@ -145,6 +189,7 @@ class Loop(Generic[RowT]):
             "weights": self.trunk.state(role),
             "optimizer": optimizer_state(self.optimizer),
             "source": self.source.state_dict(),
+            "guard": self.guard.state_dict(),
             "random": checkpoint.rng_state(),
             "refused": self._refused,
             "work": self.work,
@@ -157,12 +202,31 @@ class Loop(Generic[RowT]):
         if found is None:
             return None
         self.step, state = found
-        role = self.objective.role
-        self.trunk.load_state(role, state["weights"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._load_weights(state)
         self.source.load_state_dict(state["source"])
+        self.guard.load_state_dict(state["guard"])
         self._refused, self.work = state["refused"], state["work"]
         return checkpoint.set_rng_state(state["random"])
+
+    def _load_weights(self, state: Mapping[str, Any]) -> None:
+        self.trunk.load_state(self.objective.role, state["weights"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+
+
+def _event(result: StepResult, judged: Judgement) -> dict[str, Plain]:
+    """What the guard did in a step, for the log; empty where it did nothing."""
+    if judged.action is None and result.rewound is None:
+        return {}
+    event: dict[str, Plain] = {
+        "guard": judged.action if result.rewound is None else "rewound",
+        "guard_metric": judged.metric,
+        "guard_value": judged.value,
+        "guard_usual": judged.usual,
+        "guard_limit": judged.limit,
+        "rewound_to": result.rewound,
+        "skipped": result.skipped,
+    }
+    return {name: value for name, value in event.items() if value is not None}
 
 
 def _read(*numbers: Tensor) -> list[float]:
