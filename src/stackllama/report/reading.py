@@ -21,11 +21,14 @@ from stackllama.summary import FILE, read_summary
 
 STAGES = ("sft", "reward", "judge", "ppo")
 """Stages with a `metrics.jsonl`."""
+WATCH = "ppo/watch.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run folder says; a file that is not there gives an empty value. `torn`: unreadable lines of each file."""
+    """What a run folder says; a file that is not there gives an empty value. `torn`: unreadable lines of each file;
+    `watch`: what was seen while PPO trained, and `alarms` the (step, reasons) of it.
+    """
 
     name: str
     summary: Mapping[str, Any]
@@ -36,10 +39,13 @@ class Run:
     samples: Sequence[Mapping[str, Any]]
     logs: Mapping[str, Log]
     torn: Mapping[str, int]
+    watch: Log
+    alarms: Sequence[tuple[float, str]]
 
 
 def read_run(folder: Path) -> Run:
-    """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`, `evaluate/*.json`.
+    """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`,
+    `ppo/watch.jsonl`, `evaluate/*.json`.
 
     Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
     """
@@ -50,6 +56,9 @@ def read_run(folder: Path) -> Run:
         logs[stage], skipped = read_log(folder / stage / "metrics.jsonl")
         if skipped:
             torn[f"{stage}/metrics.jsonl"] = skipped
+    watch, skipped = read_log(folder / WATCH)
+    if skipped:
+        torn[WATCH] = skipped
     samples = _read(folder / "evaluate" / "samples.json", list)
     run = Run(
         name=folder.resolve().name,
@@ -61,6 +70,8 @@ def read_run(folder: Path) -> Run:
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
         torn=torn,
+        watch=watch,
+        alarms=read_texts(folder / WATCH, "alarms"),
     )
     if not (run.summary or run.data or any(run.logs.values())):
         raise RunError(f"{folder} has no summary.json, no data report and no metrics; run a stage in it first")
@@ -74,7 +85,24 @@ def read_log(path: Path) -> tuple[Log, int]:
     and counted, and the last value of a step holds. Values that are not finite numbers are left out.
     """
     columns: dict[str, dict[float, float]] = {}
-    skipped = 0
+    rows, skipped = _rows(path)
+    for step, row in rows:
+        for metric in row:
+            value = number(row, metric)
+            if metric != "step" and value is not None:
+                columns.setdefault(str(metric), {})[step] = value
+    return {metric: tuple(sorted(points.items())) for metric, points in columns.items()}, skipped
+
+
+def read_texts(path: Path, name: str) -> tuple[tuple[float, str], ...]:
+    """(step, text) of each line of a log that has a text under that name, the last of a step."""
+    found = {step: row[name] for step, row in _rows(path)[0] if isinstance(row.get(name), str)}
+    return tuple(sorted(found.items()))
+
+
+def _rows(path: Path) -> tuple[list[tuple[float, dict[str, Any]]], int]:
+    """(step, line) of each readable line of a log, and how many there were that are not."""
+    rows, skipped = [], 0
     lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
     for line in filter(str.strip, lines):
         try:
@@ -84,12 +112,9 @@ def read_log(path: Path) -> tuple[Log, int]:
         step = number(row, "step") if isinstance(row, dict) else None
         if step is None:
             skipped += 1
-            continue
-        for metric in row:
-            value = number(row, metric)
-            if metric != "step" and value is not None:
-                columns.setdefault(str(metric), {})[step] = value
-    return {metric: tuple(sorted(points.items())) for metric, points in columns.items()}, skipped
+        else:
+            rows.append((step, row))
+    return rows, skipped
 
 
 def number(tree: Any, *keys: str) -> float | None:
