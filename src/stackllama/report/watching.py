@@ -64,11 +64,9 @@ def figures_of(log: Log, recipe: Mapping[str, Any], *, chosen: float | None) -> 
     """
     if not log.get("kl"):
         return []
-    drawn = [frontier(log, bound=_bound(recipe), chosen=chosen)]
-    for measure in MEASURES:
-        if log.get(measure.metric):
-            drawn.append(_over_steps(measure, log, number(recipe, "ppo", "watch", "limits", measure.limit)))
-    return drawn
+    limits = {one.limit: number(recipe, "ppo", "watch", "limits", one.limit) for one in MEASURES}
+    over_steps = [_over_steps(one, log, limits[one.limit]) for one in MEASURES if log.get(one.metric)]
+    return [frontier(log, bound=_bound(recipe), chosen=chosen), *over_steps]
 
 
 def words(summary: Mapping[str, Any]) -> list[str]:
@@ -86,6 +84,8 @@ def words(summary: Mapping[str, Any]) -> list[str]:
 def frontier(log: Log, *, bound: float | None, chosen: float | None) -> Drawn:
     """Gains by each scorer over the KL that they cost, joined in the order of steps; Gao et al. 2023 draw the same."""
     kl = dict(log["kl"])
+    if bound is not None and bound > 1.5 * max(kl.values()):  # a bound far away would squeeze the curves
+        bound = None
     lines = [
         (label, ink, dashes, [(step, kl[step], gain) for step, gain in log.get(metric, ()) if step in kl])
         for metric, label, ink, dashes in SCORERS
@@ -100,7 +100,7 @@ def frontier(log: Log, *, bound: float | None, chosen: float | None) -> Drawn:
                 ringed = [(x, y) for step, x, y in points if step == chosen]
                 for x, y in ringed:
                     axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INKS[ink])
-        if bound is not None and bound <= 1.5 * max(kl.values()):  # a bound far away would squeeze the curves
+        if bound is not None:
             axes.axvline(bound, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0, fontsize=9.5)
         axes.set_xlabel("KL from the SFT model, nats", loc="right")
