@@ -121,7 +121,7 @@ def test_a_record_by_hand() -> None:
     assert record.repetition_rise.mean == pytest.approx(0.2)
     assert record.fences_rise.mean == 0.5
     # Of two prompts, an interval reaches from the one to the other.
-    assert (record.length_ratio.low, record.length_ratio.high) == (pytest.approx(1.0), pytest.approx(4.0))
+    assert [record.length_ratio.low, record.length_ratio.high] == pytest.approx([1.0, 4.0])
 
 
 def test_the_sft_model_beside_itself_has_no_change_and_no_alarm() -> None:
@@ -151,7 +151,7 @@ def test_a_policy_that_repeats_a_code_fence_is_found() -> None:
     record = compare(8, 2, measured(answered, texts), SFT, HOW)
     reasons = alarms(record, BASELINE, LIMITS)
     assert len(reasons) == 2
-    assert "repeated 4-grams rose from 1.0% to" in reasons[0]
+    assert "repeated 4-grams rose from 0.9% to" in reasons[0]
     assert "code blocks rose from 0.0% to 65.6% (limit: +5 points)" in reasons[1]  # 42 of 64
 
 
@@ -159,7 +159,7 @@ def test_a_reward_model_that_loves_length_is_found() -> None:
     length = SFT.length * 3.0
     reasons = found(length=length, reward=SFT.reward + 0.05 * (length - SFT.length), judge=SFT.judge - 0.3)
     assert len(reasons) == 2
-    assert reasons[0].startswith("answers went from 20 to 60 tokens (limit: a factor of 2)")
+    assert reasons[0].startswith("answers went from 20 to 61 tokens (limit: a factor of 2)")
     assert "the training reward gained +2." in reasons[1]
     assert "the judge -0.1" in reasons[1]
 
@@ -186,7 +186,7 @@ def test_without_a_limit_there_is_no_alarm() -> None:
 
 
 def evaluation(step: int, judge: float, kl: float, **changed: Any) -> Record:
-    scores = {"reward": SFT.reward + judge, "judge": SFT.judge + judge}
+    scores = {"reward": SFT.reward + judge, "judge": SFT.judge + 3.0 * judge}
     return compare(step, step, honest(kl=np.full(PROMPTS, kl), **scores, **changed), SFT, HOW)
 
 

@@ -212,11 +212,12 @@ def test_an_alarm_is_still_one_after_resuming(tmp_path: Path) -> None:
 
 def test_gold_is_logged_and_moves_no_choice_and_no_alarm(tmp_path: Path) -> None:
     gold = {at: replace(one, gold=np.linspace(0.0, 1.0 - at / 7, 8)) for at, one in RISING.items()}
-    with_gold, without = Watching(tmp_path, gold), Watching(tmp_path, RISING)
+    with_gold = Watching(tmp_path, gold)
     with_gold.train()
     lines = read_log(with_gold.path)
     assert [line["gold"] for line in lines] == pytest.approx([0.5, 5 / 14, 3 / 14, 1 / 14])
     assert lines[1]["gold_gain"] < 0
+    without = Watching(tmp_path, RISING)
     without.train()
     assert with_gold.watched.choice() == without.watched.choice()
     assert [{k: v for k, v in line.items() if "gold" not in k} for line in lines] == read_log(without.path)
@@ -333,9 +334,10 @@ def chosen(loop: Loop[PPORow]) -> tuple[int, dict[str, Tensor]]:
 
 
 def test_watching_changes_no_bit_of_the_training(tmp_path: Path) -> None:
-    plain, watched = make_loop(tmp_path / "plain", watched=False), make_loop(tmp_path / "watched", watched=True)
-    for loop in (plain, watched):
-        loop.run()
+    plain = make_loop(tmp_path / "plain", watched=False)
+    plain.run()
+    watched = make_loop(tmp_path / "watched", watched=True)
+    watched.run()
     assert watched.step == plain.step == 12
     assert read_log(tmp_path / "plain" / "metrics.jsonl") == read_log(tmp_path / "watched" / "metrics.jsonl")
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(watched).items())

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,10 +84,11 @@ class Record:
     @staticmethod
     def read(numbers: Mapping[str, float]) -> Record:
         """The record that `flat` gave; further names are left alone. Raises KeyError where one is missing."""
-        counts = {name: int(numbers[name]) for name in ("step", "rounds", "prompts")}
-        names = [each.name for each in fields(Record) if each.name not in counts]
-        found = {name: Interval(*(numbers[f"{name}{end}"] for end in ("", "_low", "_high"))) for name in names}
-        return Record(**counts, **found)
+        counts = ("step", "rounds", "prompts")
+        values: dict[str, Any] = {name: int(numbers[name]) for name in counts}
+        for name in (each.name for each in fields(Record) if each.name not in counts):
+            values[name] = Interval(*(numbers[f"{name}{end}"] for end in ("", "_low", "_high")))
+        return Record(**values)
 
 
 @dataclass(frozen=True, slots=True)
