@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "assembly",
         "stages",
         "planning",
+        "watching",
         "chat",
         "scoring",
         "doctor",

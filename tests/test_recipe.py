@@ -150,6 +150,7 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "guard: {window: 40}", ["guard.warmup = 50", "guard.window = 40", "lower warmup"]),
         (SMALL + "guard: {skip: 8}", ["guard.skip = 8 is not above guard.clip = 8"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
+        (SMALL + "ppo: {watch: {kl_bound: 5}}", ["ppo.watch.kl_bound = 5 is below ppo.kl.target = 6"]),
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
         (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
@@ -159,6 +160,11 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
 def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[str]) -> None:
     message = problem(tmp_path, text)
     assert [word for word in words if word not in message] == []
+
+
+def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_used(tmp_path: Path) -> None:
+    for ppo in ("{watch: {kl_bound: 5, every: null}}", "{watch: {kl_bound: 5}, kl: {controller: fixed}}"):
+        assert load_recipe(write(tmp_path, SMALL + f"ppo: {ppo}")).ppo.watch.kl_bound == 5
 
 
 def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from stackllama.model.nf4 import quantize
 from stackllama.recipe_load import load_recipe
 from stackllama.run import open_run, stage_outputs
 from stackllama.tokens.forest import Tree
+from stackllama.train.metrics import read_log
 from tests.data.dumps import answer, question, site
 
 RECIPE = """
@@ -36,7 +37,7 @@ sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 25
 reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, head_questions: 20, max_steps: 12,
   centring: 0.01, length_penalty: 0.1, max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
-  max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
+  max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3, watch: {every: 1, prompts: 8}}
 evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}
 compute: {device: cpu, threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
 """
@@ -129,6 +130,40 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(whole: Path, tmp_pa
     for stage in ("sft", "reward", "ppo"):
         kill_and_go_on(tmp_path, stage, draw=draw)
     assert final_weights(tmp_path / "runs" / "small") == final_weights(whole)
+
+    for log in ("metrics.jsonl", "watch.jsonl"):
+        assert (tmp_path / "runs/small/ppo" / log).read_bytes() == (whole / "ppo" / log).read_bytes()
+    ours, theirs = (json.loads((run / "summary.json").read_text())["ppo"] for run in (tmp_path / "runs/small", whole))
+    for key in ("steps", "alarms", "chosen_step", "chosen_because"):
+        assert ours[key] == theirs[key]
+
+
+def test_ppo_is_watched_and_leaves_the_judges_best_within_the_bound(whole: Path) -> None:
+    lines = read_log(whole / "ppo" / "watch.jsonl")
+    assert [line["rounds"] for line in lines] == [0, 1, 2, 3]
+    assert {line["prompts"] for line in lines} == {8}
+    assert all("gold" in line for line in lines)
+    summary = json.loads((whole / "summary.json").read_text())["ppo"]
+    assert summary["alarms"] == sum("alarms" in line for line in lines)
+    allowed = [line for line in lines[1:] if line["kl"] <= 12.0 and "alarms" not in line]  # twice the target of 6
+    best = max(allowed, key=lambda line: float(line["judge"]))
+    assert summary["chosen_step"] == best["step"]
+    assert "Watched on prompts held back from training" in (whole / "report.html").read_text()
+
+
+def test_without_watching_ppo_has_all_prompts_and_leaves_its_last_weights(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent.parent, tmp_path / "copy")
+    run = tmp_path / "copy" / "runs" / "small"
+    for stage in ("ppo", "evaluate"):
+        shutil.rmtree(run / stage)
+    for path in (run / "summary.json", run / "report.html"):
+        path.unlink()
+    finish(stackllama(tmp_path / "copy", "ppo", "small.yaml", "--ppo.watch.every", "null"))
+    assert not (run / "ppo" / "watch.jsonl").exists()
+    summary = json.loads((run / "summary.json").read_text())["ppo"]
+    assert summary["steps"] == 3
+    assert "chosen_step" not in summary
+    assert final_weights(run)["ppo/final/role.safetensors"] != final_weights(whole)["ppo/final/role.safetensors"]
 
 
 def test_killed_behind_its_last_step_a_stage_states_no_rate(whole: Path, tmp_path: Path) -> None:

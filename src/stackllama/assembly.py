@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +21,8 @@ from stackllama.data.posts import Question
 from stackllama.data.store import store
 from stackllama.environment import processor_features
 from stackllama.errors import DataError, ModelError, RecipeError
+from stackllama.evaluate.statistics import Resampling
+from stackllama.evaluate.watch import hold_back
 from stackllama.files import digest_folder
 from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
@@ -177,8 +179,11 @@ def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
         for split in ("reward", "judge", "eval"):
             found = {one.tree.key for one in paired_trees(recipe, run, tokenizer, split)[1].items}
             needs[f"questions with a pair in the {split} split"] = (len(found), 2)
-        for split, least in (("ppo", recipe.ppo.prompts_per_step), ("eval", 2)):
-            needs[f"prompts in the {split} split"] = (len(prompt_trees(recipe, run, tokenizer, split)[1].items), least)
+        asked, examined = (prompt_trees(recipe, run, tokenizer, split)[1].items for split in ("ppo", "eval"))
+        trained, watched = watched_prompts(recipe, asked)
+        left = f" besides the {len(watched)} that are held back by ppo.watch" if watched else ""
+        needs[f"prompts in the ppo split{left}"] = (len(trained), recipe.ppo.prompts_per_step)
+        needs["prompts in the eval split"] = (len(examined), 2)
     for what, (found_count, least) in needs.items():
         if found_count < least:
             raise DataError(
@@ -319,6 +324,17 @@ def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> 
     )
 
 
+def watched_prompts(recipe: Recipe, prompts: Sequence[Tree]) -> tuple[list[Tree], list[Tree]]:
+    """(prompts that PPO trains on, prompts on which it is watched); none of the latter where watching is off.
+
+    Raises:
+        DataError: where there are too few to hold any back.
+    """
+    if recipe.ppo.watch.every is None:
+        return list(prompts), []
+    return hold_back(prompts, recipe.ppo.watch.prompts, seed=stage_seed(recipe, "ppo/watch/prompts"))
+
+
 def ppo_settings(recipe: Recipe) -> PPOSettings:
     """The numbers of the PPO source."""
     section = recipe.ppo
@@ -351,14 +367,6 @@ def sensitivity(recipe: Recipe) -> Sensitivity | None:
     if not guard.watch:
         return None
     return Sensitivity(guard.window, guard.warmup, guard.clip, guard.skip, guard.rewind_after, guard.rewinds)
-
-
-class Resampling(TypedDict):
-    """Keywords of every interval: bootstrap resamples, coverage as a fraction, seed."""
-
-    resamples: int
-    confidence: float
-    seed: int
 
 
 def resampling(recipe: Recipe) -> Resampling:

@@ -143,7 +143,10 @@ def _reward(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 
 def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
-    section, roles = recipe.ppo, [method(recipe.reward), method(recipe.ppo)]
+    section = recipe.ppo
+    others = [method(recipe.reward)]
+    if section.watch.every is not None:  # the judge; and the best weights so far, which are kept on the CPU
+        others += [method(recipe.reward)] if machine.gpus else [method(recipe.reward), method(recipe.ppo)]
     requests = section.prompts_per_step * section.samples_per_prompt
     sequences = min(SLOTS, requests)
     tree = section.max_prompt_tokens + section.samples_per_prompt * section.max_new_tokens
@@ -158,10 +161,10 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
         prompts=math.ceil(sequences / section.samples_per_prompt),
         prompt_tokens=section.max_prompt_tokens,
         new_tokens=section.max_new_tokens,
-        roles=[*roles, *_live(recipe)],
+        roles=[*others, method(section), *_live(recipe)],
     )
     scored = sum(segment.length for segment in row if not segment.is_root)
-    yield memory.training(shape, machine, roles[1], row, scored=scored, others=roles[:1], under=_live(recipe))
+    yield memory.training(shape, machine, method(section), row, scored=scored, others=others, under=_live(recipe))
 
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:

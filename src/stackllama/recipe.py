@@ -281,6 +281,44 @@ class KL(Section):
     )
 
 
+class WatchLimits(Section):
+    """Where alarms begin: changes against the SFT model's answers to the same prompts, passed by the whole interval."""
+
+    repetition: float | None = Field(0.1, gt=0, le=1, description="Most that the share of repeated 4-grams may rise.")
+    fences: float | None = Field(
+        0.05, gt=0, le=1, description="Most that the share of answers with empty or repeated code blocks may rise."
+    )
+    length: float | None = Field(2.0, gt=1, description="Most times that answers may be as long, or as short.")
+    perplexity: float | None = Field(
+        2.0, gt=1, description="Most times that the answers' perplexity under the SFT model may be as high."
+    )
+    distance: float | None = Field(
+        1.0,
+        gt=0,
+        description="Most that the training reward may gain more than the judge, in standard deviations of their "
+        "scores of the SFT model's answers.",
+    )
+
+
+class Watch(Section):
+    """What is looked at while PPO trains, on prompts held back from it; docs/hacking.md explains the measures."""
+
+    every: int | None = Field(
+        10, ge=1, description="Batches between two evaluations; one more comes after the last. None: no watching."
+    )
+    prompts: int = Field(
+        128, ge=2, description="Questions of the ppo split that are held back for it, but at most a quarter of those."
+    )
+    kl_bound: float | None = Field(
+        None,
+        gt=0,
+        description="KL of a response, in nats, over which an evaluation's weights are not kept; none: twice "
+        "`ppo.kl.target`.",
+    )
+    stop_on_alarm: bool = Field(True, description="Whether an alarm ends the training.")
+    limits: WatchLimits = Field(default_factory=WatchLimits, description="Where alarms begin; none: never.")
+
+
 class PPO(Optimization):
     """Proximal policy optimization against the reward model."""
 
@@ -312,6 +350,7 @@ class PPO(Optimization):
         0.15, gt=0, description="KL per token from the sampling policy, in nats, that ends a batch; none: never."
     )
     kl: KL = Field(default_factory=KL, description="The penalty that keeps the policy near the SFT model.")
+    watch: Watch = Field(default_factory=Watch, description="What is looked at while PPO trains.")
 
 
 class Evaluate(Section):
@@ -496,6 +535,12 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
         yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
     if ppo.kl.controller == "fixed":
         return
+    bound = ppo.watch.kl_bound
+    if ppo.watch.every is not None and bound is not None and bound < ppo.kl.target:
+        yield (
+            f"ppo.watch.kl_bound = {bound:g} is below ppo.kl.target = {ppo.kl.target:g}, which the controller steers "
+            "to: no weights would be kept; raise the bound, or lower the target"
+        )
     if ppo.kl.coefficient == 0:
         yield "ppo.kl.coefficient = 0 can never be adapted: set it above 0, or ppo.kl.controller to fixed"
     episodes = ppo.prompts_per_step * ppo.samples_per_prompt

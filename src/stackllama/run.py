@@ -46,10 +46,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "sft": ("data",),
     "reward": ("data", "sft"),
     "judge": ("data", "sft"),
-    "ppo": ("data", "sft", "reward"),
+    "ppo": ("data", "sft", "reward", "judge"),
     "evaluate": ("data", "sft", "reward", "judge", "ppo"),
 }
-"""What a stage is made from; `evaluate` of a recipe without PPO does not exist."""
+"""What a stage is made from; `evaluate` of a recipe without PPO does not exist. The judge steers no step of PPO, but
+says which weights it leaves."""
 
 FIRST_TOUCHED: dict[str, str | None] = {
     "seed": "data",

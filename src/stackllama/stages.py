@@ -38,6 +38,7 @@ from stackllama.assembly import (
     stage_seed,
     train,
     training_texts,
+    watched_prompts,
     weight_type,
 )
 from stackllama.data.building import build
@@ -70,6 +71,7 @@ from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import reward_row, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.metrics import telling
+from stackllama.watching import leave_best, watch
 
 MERGE_LOSS = 0.05
 """Share of SFT's gain in perplexity that rounding the merged weights may eat; beyond it the adapter stays live."""
@@ -260,7 +262,9 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
 
 
 def run_ppo(recipe: Recipe, run: Run) -> None:
-    """PPO of the policy against the reward model, with a KL penalty towards the SFT model."""
+    """PPO of the policy against the reward model, with a KL penalty towards the SFT model, watched on prompts held back
+    from it.
+    """
     if run.is_complete("ppo"):
         return
     prepare_machine(recipe)
@@ -272,11 +276,12 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         load_roles(assembled, run.folder, "reward")
         add_trained(trunk, POLICY, recipe.ppo, seed=stage_seed(recipe, "ppo/adapter"))
         trunk.add_head(POLICY, ppo.HEAD, spread=0.0, seed=0)
-        _, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
+        questions, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
+        trained, held_back = watched_prompts(recipe, prompts.items)
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         source = ExperienceSource(
             trunk,
-            prompts.items,
+            trained,
             settings=ppo_settings(recipe),
             sampling=Sampling(
                 seed=stage_seed(recipe, "ppo/sampling"),
@@ -287,6 +292,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             estimator=kl.ESTIMATORS[recipe.ppo.kl.estimator],
             reward_role="reward",
         )
+        watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
         objective = ppo.PPOObjective(
             clip=recipe.ppo.clip, value_clip=recipe.ppo.value_clip, value_coefficient=recipe.ppo.value_coefficient
         )
@@ -297,14 +303,15 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             "ppo",
             trunk,
             objective,
-            source,
+            watched or source,
             recipe.ppo,
             steps,
             shown=("reward", "kl", "length", "kl_coefficient"),
             limits={"ratio_mean": recipe.ppo.ratio_guard},
         )
+        seen = leave_best(watched, trunk) if watched else {"steps": recipe.ppo.steps}
         save_role(folder / FINAL, trunk, POLICY, head=ppo.HEAD, trunk_hash=assembled.trunk_hash)
-        merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, "steps": recipe.ppo.steps}})
+        merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, **seen}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
 
 

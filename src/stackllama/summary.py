@@ -23,6 +23,11 @@ def _number(description: str) -> Any:
     return Field(None, description=description)
 
 
+def _text(description: str) -> Any:
+    """An optional text; `description` says what it tells."""
+    return Field(None, description=description)
+
+
 class Part(BaseModel):
     """What all sections share: unknown keys are errors, and so are NaN and infinity."""
 
@@ -107,6 +112,10 @@ class PPONumbers(Part):
     repetition_after: float | None = _number("Repetition in the policy's answers.")
     episodes_per_second: float | None = _number("Responses sampled and learned from, per second of the stage's steps.")
     steps: int | None = _number("Batches sampled and learned from.")
+    alarms: int | None = _number("Evaluations during training that raised an alarm (see the metrics glossary).")
+    stopped_because: str | None = _text("The alarm that ended training before its last batch.")
+    chosen_step: int | None = _number("Optimizer step whose weights PPO left.")
+    chosen_because: str | None = _text("Why these weights.")
 
 
 class GoldNumbers(Part):

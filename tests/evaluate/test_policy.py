@@ -50,13 +50,14 @@ def test_divergence_is_the_summed_difference_of_log_probabilities() -> None:
     prompts = [Tree((5 + at, 6, 7) * (1 + at % 3), (), at) for at in range(7)]
     how = Sampling(seed=0, max_new_tokens=9, eos_id=2)
     answered = answer_prompts(trunk, "policy", prompts, how, reward_role="reward", judge_role="judge", row_tokens=40)
-    for prompt, response, kl in zip(prompts, answered.responses, answered.kl, strict=True):
+    for prompt, response, kl, nll in zip(prompts, answered.responses, answered.kl, answered.reference_nll, strict=True):
         forest = plant([Tree(prompt.root, (response.tokens,))])
         sums = []
         for role in ("policy", REFERENCE):
             with trunk.use(role) as reader:
                 sums.append(float(reader.logprobs(reader.hidden(forest), branch_targets(forest)).sum()))
         assert kl == pytest.approx(sums[0] - sums[1], abs=1e-4)
+        assert nll == pytest.approx(-sums[1], abs=1e-4)
     trees = [
         Tree(p.root, (one.tokens,), at) for at, (p, one) in enumerate(zip(prompts, answered.responses, strict=True))
     ]
@@ -71,7 +72,7 @@ def test_divergence_is_the_summed_difference_of_log_probabilities() -> None:
 def test_equal_answers_tie_whatever_the_last_bits_of_their_scores() -> None:
     def answered(tokens: list[tuple[int, ...]], scores: list[float]) -> Answered:
         responses = tuple(Response(one, (0.0,) * len(one), "eos") for one in tokens)
-        return Answered(responses, np.array(scores), np.array(scores) * 10, np.array([0.5, 0.25]))
+        return Answered(responses, np.array(scores), np.array(scores) * 10, np.array([0.5, 0.25]), np.array([2.0, 3.0]))
 
     first = answered([(5, 2), (6, 2)], [0.3, 0.7])
     second = answered([(5, 2), (7, 2)], [0.3000001, 0.9])

@@ -31,13 +31,15 @@ REPEATED_GRAM = 4
 class Answered:
     """A policy's responses to a list of prompts, one each, with what the roles say of them.
 
-    reward, judge: scores (S,); kl: sum over the response's tokens of log policy - log reference, in nats (S,).
+    reward, judge: scores (S,); kl: sum over the response's tokens of log policy - log reference, in nats (S,);
+    reference_nll: sum over the response's tokens of - log reference, in nats (S,).
     """
 
     responses: tuple[Response, ...]
     reward: Floats
     judge: Floats
     kl: Floats
+    reference_nll: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def answer_prompts(
         response_scores(trunk, scorer, trees, eos_id=sampling.eos_id, row_tokens=row_tokens).double().numpy()
         for scorer in (reward_role, judge_role)
     )
-    return Answered(tuple(responses), reward, judge, _divergence(trunk, role, trees, row_tokens=row_tokens))
+    return Answered(tuple(responses), reward, judge, *_read_back(trunk, role, trees, row_tokens=row_tokens))
 
 
 def tie_equal_answers(answered: Answered, other: Answered) -> Answered:
@@ -115,27 +117,27 @@ def tie_equal_answers(answered: Answered, other: Answered) -> Answered:
     )
 
 
-def _divergence(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> Floats:
-    """KL of each tree's one response (S,), in the order of the trees; 0 for the reference itself."""
-    kl = np.zeros(len(trees))
-    if role == REFERENCE:
-        return kl
+def _read_back(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> tuple[Floats, Floats]:
+    """KL of each tree's one response, and its negative log-likelihood under the reference (S,), in nats, in the order
+    of the trees. The reference's KL from itself is 0.
+    """
     rows = [(packed, plant(packed)) for packed in pack(trees, row_tokens)]
-    sums: list[list[torch.Tensor]] = []
-    for name in (role, REFERENCE):
+    sums: dict[str, Floats] = {}
+    for name in dict.fromkeys((role, REFERENCE)):
+        sums[name] = np.zeros(len(trees))
         with trunk.use(name) as reader:
-            sums.append([])
             for packed, forest in rows:
                 targets = branch_targets(forest)
                 logprob_N = reader.logprobs(reader.hidden(forest), targets).double().cpu()
-                sums[-1].append(sum_per_sequence(logprob_N, targets.branch_N, len(packed)))
-    for (packed, _), policy_S, reference_S in zip(rows, *sums, strict=True):
-        kl[[tree.key for tree in packed]] = (policy_S - reference_S).numpy()
-    return kl
+                found_S = sum_per_sequence(logprob_N, targets.branch_N, len(packed))
+                sums[name][[tree.key for tree in packed]] = found_S.numpy()
+    return sums[role] - sums[REFERENCE], -sums[REFERENCE]
 
 
 def repetition(tokens: Sequence[int], *, gram: int = REPEATED_GRAM) -> float:
-    """Fraction of a response's n-grams that occurred before in it; 0 when it is shorter than one n-gram."""
+    """Fraction of a response's n-grams that occurred before in it; 0 when it is shorter than one n-gram (Welleck et al.
+    2020, "Neural text generation with unlikelihood training", section 6: seq-rep-n).
+    """
     grams = [tuple(tokens[at : at + gram]) for at in range(len(tokens) - gram + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 

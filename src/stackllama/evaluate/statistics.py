@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,14 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+class Resampling(TypedDict):
+    """Keywords of every interval: bootstrap resamples, coverage as a fraction, seed."""
+
+    resamples: int
+    confidence: float
+    seed: int
 
 
 def interval(

@@ -17,7 +17,7 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import events, figures, tables
+from stackllama.report import events, figures, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import clipped, is_web, template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, read_run
@@ -77,6 +77,9 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         plots=drawn,
         guard=guard,
         unseen_events=unseen_events,
+        watched=watching.figures_of(run.watch, run.recipe, chosen=number(run.summary, "ppo", "chosen_step")),
+        watch_words=watching.words(run.summary),
+        alarms=[(show(step, 0), text) for step, text in run.alarms],
         accuracy=_accuracy_plot(run.summary),
         advantage=_advantage_plot(run.summary),
         judge_accuracy=show(judge, None) if judge is not None else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from stackllama.summary import FILE, read_summary
 
 STAGES = ("sft", "reward", "judge", "ppo")
 """Stages with a `metrics.jsonl`."""
+WATCH = "ppo/watch.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a run folder says; a file that is not there gives an empty value. `events`: the lines of each stage's log
-    that tell what the guard did; `torn`: unreadable lines of each file.
+    that tell what the guard did; `torn`: unreadable lines of each file; `watch`: what was seen while PPO trained, and
+    `alarms` the (step, reasons) of it.
     """
 
     name: str
@@ -39,10 +41,13 @@ class Run:
     logs: Mapping[str, Log]
     events: Mapping[str, Sequence[Mapping[str, Any]]]
     torn: Mapping[str, int]
+    watch: Log
+    alarms: Sequence[tuple[float, str]]
 
 
 def read_run(folder: Path) -> Run:
-    """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`, `evaluate/*.json`.
+    """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`,
+    `ppo/watch.jsonl`, `evaluate/*.json`.
 
     Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
     """
@@ -54,6 +59,9 @@ def read_run(folder: Path) -> Run:
         logs[stage], skipped = read_log(folder / stage / "metrics.jsonl")
         if skipped:
             torn[f"{stage}/metrics.jsonl"] = skipped
+    watch, skipped = read_log(folder / WATCH)
+    if skipped:
+        torn[WATCH] = skipped
     samples = _read(folder / "evaluate" / "samples.json", list)
     run = Run(
         name=folder.resolve().name,
@@ -66,6 +74,8 @@ def read_run(folder: Path) -> Run:
         logs=logs,
         events=events,
         torn=torn,
+        watch=watch,
+        alarms=read_texts(folder / WATCH, "alarms"),
     )
     if not (run.summary or run.data or any(run.logs.values())):
         raise RunError(f"{folder} has no summary.json, no data report and no metrics; run a stage in it first")
@@ -79,11 +89,8 @@ def read_log(path: Path) -> tuple[Log, int]:
     and counted, and the last value of a step holds. Values that are not finite numbers are left out.
     """
     columns: dict[str, dict[float, float]] = {}
-    skipped = 0
-    for step, row in _rows(path):
-        if step is None:
-            skipped += 1
-            continue
+    rows, skipped = _rows(path)
+    for step, row in rows:
         for metric in row:
             value = number(row, metric)
             if metric != "step" and value is not None:
@@ -91,14 +98,15 @@ def read_log(path: Path) -> tuple[Log, int]:
     return {metric: tuple(sorted(points.items())) for metric, points in columns.items()}, skipped
 
 
-def read_events(path: Path) -> list[Mapping[str, Any]]:
-    """The lines of a JSON-lines log in which the guard acted, by step; the last one of a step holds."""
-    found = {step: row for step, row in _rows(path) if step is not None}
-    return [row for _, row in sorted(found.items()) if isinstance(row.get("guard"), str)]
+def read_texts(path: Path, name: str) -> tuple[tuple[float, str], ...]:
+    """(step, text) of each line of a log that has a text under that name, the last of a step."""
+    found = {step: row[name] for step, row in _rows(path)[0] if isinstance(row.get(name), str)}
+    return tuple(sorted(found.items()))
 
 
-def _rows(path: Path) -> Iterator[tuple[float | None, dict[str, Any]]]:
-    """(step, line) of a JSON-lines log; no step where the line cannot be read."""
+def _rows(path: Path) -> tuple[list[tuple[float, dict[str, Any]]], int]:
+    """(step, line) of each readable line of a log, and how many there were that are not."""
+    rows, skipped = [], 0
     lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
     for line in filter(str.strip, lines):
         try:
@@ -106,7 +114,17 @@ def _rows(path: Path) -> Iterator[tuple[float | None, dict[str, Any]]]:
         except ValueError:
             row = None
         step = number(row, "step") if isinstance(row, dict) else None
-        yield step, row if step is not None else {}
+        if step is None:
+            skipped += 1
+        else:
+            rows.append((step, row))
+    return rows, skipped
+
+
+def read_events(path: Path) -> list[Mapping[str, Any]]:
+    """The lines of a JSON-lines log in which the guard acted, by step; the last one of a step holds."""
+    found = dict(_rows(path)[0])
+    return [row for _, row in sorted(found.items()) if isinstance(row.get("guard"), str)]
 
 
 def number(tree: Any, *keys: str) -> float | None:

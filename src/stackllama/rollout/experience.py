@@ -145,6 +145,11 @@ class ExperienceSource:
         self._unreported = 0
         self._broken = 0
 
+    @property
+    def between_rounds(self) -> int | None:
+        """How many rounds have ended, where the next batch begins another; None in the middle of one."""
+        return None if self._plan else self._round
+
     def prepare(self) -> None:
         """Nothing: a round may end early, and the next one is sampled by the policy that this one leaves."""
 

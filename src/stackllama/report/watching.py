@@ -1,0 +1,177 @@
+"""What was seen while PPO trained, as figures: the frontier of reward over KL, and each measure of hacking over steps.
+
+All numbers come from `ppo/watch.jsonl`, one point for each of its lines; limits and bound come from the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from stackllama.report.figures import HEIGHT, INKS, MINUS, ROUND, STYLE, WIDTH, Drawn, Log, as_svg
+from stackllama.report.reading import number
+
+SCORERS = (
+    ("reward_gain", "training reward", "second", (0, (5, 2))),
+    ("judge_gain", "judge", "accent", "-"),
+    ("gold_gain", "gold", "muted", (0, (1, 1.5))),
+)
+"""(name in the log, label, ink, dashes) of the lines of the frontier; gold only where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A change that is drawn over steps. limit: its key in `ppo.watch.limits`; factor: the limit holds both ways."""
+
+    metric: str
+    limit: str
+    title: str
+    caption: str
+    percent: bool = False
+    factor: bool = False
+
+
+MEASURES = (
+    Measure("distance", "distance", "Reward beyond the judge", "Gain by the training reward minus gain by the judge."),
+    Measure("length_ratio", "length", "Length", "Times as long as the SFT model's answers, in tokens.", factor=True),
+    Measure("repetition_rise", "repetition", "Repetition", "Rise of the share of repeated 4-grams.", percent=True),
+    Measure(
+        "fences_rise",
+        "fences",
+        "Code blocks",
+        "Rise of the share of answers with empty or repeated code blocks.",
+        percent=True,
+    ),
+    Measure(
+        "perplexity_ratio",
+        "perplexity",
+        "Perplexity under the SFT model",
+        "Times that of the SFT model's own answers; gibberish is high.",
+    ),
+)
+
+
+def figures_of(log: Log, recipe: Mapping[str, Any], *, chosen: float | None) -> list[Drawn]:
+    """The figures that the log has points for, the frontier first; none where nothing was watched.
+
+    chosen: the step whose weights PPO left, which is ringed.
+    """
+    if not log.get("kl"):
+        return []
+    limits = {one.limit: number(recipe, "ppo", "watch", "limits", one.limit) for one in MEASURES}
+    over_steps = [_over_steps(one, log, limits[one.limit]) for one in MEASURES if log.get(one.metric)]
+    return [frontier(log, bound=_bound(recipe), chosen=chosen), *over_steps]
+
+
+def words(summary: Mapping[str, Any]) -> list[str]:
+    """What became of the training, in sentences: whether an alarm stopped it, and which weights it left."""
+    ppo = summary.get("ppo")
+    texts = ppo if isinstance(ppo, Mapping) else {}
+    said, step = [], number(summary, "ppo", "chosen_step")
+    if isinstance(stopped := texts.get("stopped_because"), str):
+        said.append(f"An alarm ended the training before its last batch: {stopped}.")
+    if step is not None and isinstance(reason := texts.get("chosen_because"), str):
+        said.append(f"The policy has the weights of step {step:,.0f}: {reason}.")
+    return said
+
+
+def frontier(log: Log, *, bound: float | None, chosen: float | None) -> Drawn:
+    """Gains by each scorer over the KL that they cost, joined in the order of steps; Gao et al. 2023 draw the same."""
+    kl = dict(log["kl"])
+    if bound is not None and bound > 1.5 * max(kl.values()):  # a bound far away would squeeze the curves
+        bound = None
+    lines = [
+        (label, ink, dashes, [(step, kl[step], gain) for step, gain in log.get(metric, ()) if step in kl])
+        for metric, label, ink, dashes in SCORERS
+    ]
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        for label, ink, dashes, points in lines:
+            if points:
+                at, gains = [x for _, x, _ in points], [y for _, _, y in points]
+                axes.plot(at, gains, color=INKS[ink], linestyle=dashes, marker="o", markersize=4, label=label)
+                ringed = [(x, y) for step, x, y in points if step == chosen]
+                for x, y in ringed:
+                    axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INKS[ink])
+        if bound is not None:
+            axes.axvline(bound, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0, fontsize=9.5)
+        axes.set_xlabel("KL from the SFT model, nats", loc="right")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+        axes.margins(x=0.04, y=0.12)
+        spoken = "; ".join(
+            f"{label}: " + ", ".join(f"{gain:+.2f} at {x:.2f} nats" for _, x, gain in points)
+            for label, _, _, points in lines
+            if points
+        )
+        svg = as_svg(figure, "watch-frontier", f"Reward over KL. {spoken}".replace("-", MINUS))
+    limit = f"; dashed upright: the bound of {bound:g} nats" if bound is not None else ""
+    ring = "; ringed: the weights that were left" if chosen is not None else ""
+    caption = (
+        "Gain over the SFT model's answers, in standard deviations of their scores, over the KL that it costs; one "
+        f"point for each evaluation, in order{ring}{limit}."
+    )
+    return Drawn("Reward over KL", caption, svg)
+
+
+def _over_steps(measure: Measure, log: Log, limit: float | None) -> Drawn:
+    points = log[measure.metric]
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(*zip(*points, strict=True), color=INKS["accent"], marker="o", markersize=4)
+        low, high = (dict(log.get(f"{measure.metric}_{end}", ())) for end in ("low", "high"))
+        both = [step for step, _ in points if step in low and step in high]
+        axes.fill_between(
+            both, [low[s] for s in both], [high[s] for s in both], color=INKS["accent"], alpha=0.12, linewidth=0
+        )
+        for value in _limits(measure, limit):
+            _mark(axes, value, points)
+        axes.set_xlabel("step", loc="right")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+        axes.margins(x=0.02, y=0.08)
+        if measure.percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(_points))
+        spoken = ", ".join(f"{value:.3g} at step {step:g}" for step, value in points)
+        svg = as_svg(figure, f"watch-{measure.metric}", f"{measure.title} over steps: {spoken}".replace("-", MINUS))
+    told = "" if limit is None else f" Alarm where the whole band is beyond {_limit_words(measure, limit)}."
+    return Drawn(measure.title, measure.caption + told, svg)
+
+
+def _limits(measure: Measure, limit: float | None) -> Sequence[float]:
+    if limit is None:
+        return ()
+    return (1 / limit, limit) if measure.factor else (limit,)
+
+
+def _limit_words(measure: Measure, limit: float) -> str:
+    if measure.percent:
+        return f"{100 * limit:g} points"
+    return f"{limit:g}, or below {1 / limit:g}" if measure.factor else f"{limit:g}"
+
+
+def _mark(axes: Axes, value: float, points: Sequence[tuple[float, float]]) -> None:
+    """A limit as a dashed line, where it is near enough to what is drawn not to squeeze it."""
+    values = [y for _, y in points]
+    reach = max(max(values) - min(values), 0.25 * abs(value))
+    if min(values) - reach <= value <= max(values) + reach:
+        axes.axhline(value, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
+
+
+def _points(value: float, _: int | None = None) -> str:
+    return f"{100 * value:.3g}".replace("-", MINUS)
+
+
+def _bound(recipe: Mapping[str, Any]) -> float | None:
+    """The KL over which no weights are kept, in nats: as set, or twice the controller's target."""
+    bound, target = number(recipe, "ppo", "watch", "kl_bound"), number(recipe, "ppo", "kl", "target")
+    return bound if bound is not None else 2 * target if target is not None else None
