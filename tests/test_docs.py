@@ -13,7 +13,7 @@ import pytest
 from stackllama.arguments import TAKE_OVERRIDES, parse
 from stackllama.errors import RecipeError
 from stackllama.evaluate.hacking import Record
-from stackllama.objectives.ppo import PPOObjective
+from stackllama.objectives.ppo import PPOObjective, ValueLoss
 from stackllama.objectives.reward import RewardObjective
 from stackllama.objectives.sft import SftObjective
 from stackllama.recipe_load import find_recipe, known_keys, load_recipe
@@ -174,12 +174,13 @@ def logged() -> set[str]:
     """The names of all that the loop logs: its own, the objectives' and the sources' notes."""
     names = literal_keys(SOURCE / "train" / "loop.py", "_report") | literal_keys(SOURCE / "train" / "loop.py", "_event")
     names |= literal_keys(SOURCE / "rollout" / "experience.py", "_experience")
+    names |= literal_keys(SOURCE / "objectives" / "scaling.py", "shape")
     for source in ("sft_source", "reward_source"):
         names |= literal_keys(SOURCE / "tokens" / "sources.py", source)
     for objective in (
         SftObjective(),
         RewardObjective("reward", centring=1.0),
-        PPOObjective(clip=0.2, value_clip=0.2, value_coefficient=1.0),
+        PPOObjective(clip=0.2, value=ValueLoss(clip=0.2, coefficient=1.0), entropy_bonus=1.0, kl_coefficient=1.0),
     ):
         names |= set(objective.terms) | set(objective.metric_counts)
     return names
@@ -199,5 +200,7 @@ def test_every_metric_is_documented() -> None:
         "policy_loss",
         "ratio_mean",
         "distinct_2",
+        "kl_loss",
+        "reward_scale",
     } <= found | {"step"}
     assert found - documented == set(), "define these in docs/metrics.md"

@@ -151,6 +151,18 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "guard: {skip: 8}", ["guard.skip = 8 is not above guard.clip = 8"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
         (SMALL + "ppo: {watch: {kl_bound: 5}}", ["ppo.watch.kl_bound = 5 is below ppo.kl.target = 6"]),
+        (SMALL + "ppo: {advantage: rloo, samples_per_prompt: 1}", ["ppo.advantage = rloo", "samples_per_prompt = 1"]),
+        (SMALL + "ppo: {advantage: grpo, samples_per_prompt: 1}", ["ppo.advantage = grpo", "to at least 2"]),
+        (
+            SMALL + "ppo: {advantage: reinforce, prompts_per_step: 1, samples_per_prompt: 1, minibatches: 1}",
+            ["ppo.advantage = reinforce", "raise ppo.prompts_per_step"],
+        ),
+        (SMALL + "ppo: {advantage: rloo, value_clip: 0.3}", ["ppo.value_clip = 0.3", "rloo has none", "at 0.2"]),
+        (SMALL + "ppo: {advantage: grpo, value_coefficient: 0}", ["ppo.value_coefficient = 0", "leave it at 0.1"]),
+        (SMALL + "ppo: {advantage: reinforce, lambda: 1}", ["ppo.lambda = 1", "ppo.advantage to gae"]),
+        (SMALL + "ppo: {advantage: rloo, gamma: 0.9}", ["ppo.gamma = 0.9", "leave it at 1"]),
+        (SMALL + "ppo: {kl: {charge: loss, estimator: k3}}", ["ppo.kl.controller = adaptive to fixed"]),
+        (SMALL + "ppo: {kl: {charge: loss, controller: fixed}}", ["ppo.kl.estimator = k1", "set it to k3"]),
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
         (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
@@ -165,6 +177,20 @@ def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[
 def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_used(tmp_path: Path) -> None:
     for ppo in ("{watch: {kl_bound: 5, every: null}}", "{watch: {kl_bound: 5}, kl: {controller: fixed}}"):
         assert load_recipe(write(tmp_path, SMALL + f"ppo: {ppo}")).ppo.watch.kl_bound == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ppo: {advantage: rloo, value_clip: 0.2}",
+        "ppo: {advantage: reinforce, samples_per_prompt: 1}",
+        "ppo: {advantage: grpo, kl: {charge: loss, controller: fixed, estimator: k3, coefficient: 0.04}}",
+        "ppo: {reward_scaling: true, reward_clip: 5, entropy_bonus: 0.01}",
+    ],
+)
+def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:
+    recipe = load_recipe(write(tmp_path, SMALL + text))
+    assert load_recipe(write(tmp_path, to_yaml(recipe), "recipe.yaml")) == recipe
 
 
 def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:

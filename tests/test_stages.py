@@ -217,6 +217,55 @@ def test_ppo_by_adapter_on_the_same_trunk(whole: Path) -> None:
     assert json.loads((folder / "runs/adapter/summary.json").read_text())["ppo"]["kl"] is not None
 
 
+def only_ppo_is_left(whole: Path, folder: Path) -> Path:
+    """The run of `whole`, copied to before PPO; gives its folder."""
+    run = folder / "runs" / "small"
+    shutil.copytree(whole, run)
+    for stage in ("ppo", "evaluate"):
+        shutil.rmtree(run / stage)
+    write_recipe(folder)
+    return run
+
+
+RIVALS = {
+    "rloo": "--ppo.advantage rloo --ppo.entropy_bonus 0.01",
+    "grpo": "--ppo.advantage grpo --ppo.kl.charge loss --ppo.kl.controller fixed --ppo.kl.estimator k3",
+    "reinforce": "--ppo.advantage reinforce --ppo.reward_scaling true --ppo.reward_clip 1.5",
+}
+
+
+@pytest.mark.parametrize("rival", list(RIVALS))
+def test_a_rival_of_ppo_has_no_value_head_and_the_terms_that_were_asked_for(
+    whole: Path, tmp_path: Path, rival: str
+) -> None:
+    run = only_ppo_is_left(whole, tmp_path)
+    finish(stackllama(tmp_path, "ppo", "small.yaml", *RIVALS[rival].split()))
+    assert not [name for name in load_file(run / "ppo/final/role.safetensors") if name.startswith("head.")]
+    assert [name for name in load_file(whole / "ppo/final/role.safetensors") if name.startswith("head.")]
+    lines = [json.loads(line) for line in (run / "ppo/metrics.jsonl").read_text().splitlines()]
+    logged = set(lines[-1])
+    assert not logged & {"value_loss", "value_clip_fraction", "explained_variance"}
+    assert ("kl_loss" in logged) is (rival == "grpo")
+    assert ({"reward_scale", "reward_clipped"} <= logged) is (rival == "reinforce")
+    ratios = {line["round"]: line["ratio_mean"] for line in reversed(lines)}
+    assert ratios == {0.0: 1.0, 1.0: 1.0, 2.0: 1.0}  # of each round's first step
+
+
+def test_a_rival_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_as_ppo_is(
+    whole: Path, tmp_path: Path
+) -> None:
+    words = [*RIVALS["rloo"].split(), "--ppo.reward_scaling", "true"]
+    undisturbed = only_ppo_is_left(whole, tmp_path / "undisturbed")
+    finish(stackllama(tmp_path / "undisturbed", "ppo", "small.yaml", *words))
+    killed = only_ppo_is_left(whole, tmp_path)
+    kill_and_go_on(tmp_path, "ppo", *words, draw=random.Random(3))
+    assert final_weights(killed) == final_weights(undisturbed)
+    finish(stackllama(tmp_path, "run", "small.yaml", *words))
+    summary = json.loads((killed / "summary.json").read_text())
+    assert {"reward_before", "reward_after", "kl", "win_rate"} <= summary["ppo"].keys()
+    assert "<html" in (killed / "report.html").read_text()
+
+
 def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.objectives import kl
+from stackllama.objectives import advantages, kl, ppo
 from stackllama.objectives.base import Objective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.rollout.experience import PPOSettings
@@ -348,8 +348,30 @@ def ppo_settings(recipe: Recipe) -> PPOSettings:
         gae_lambda=section.gae_lambda,
         whiten=section.whiten,
         missing_eos_penalty=section.missing_eos_penalty,
+        kl_in_reward=section.kl.charge == "reward",
         kl_stop=section.policy_kl_stop,
         row_tokens=recipe.compute.row_tokens,
+    )
+
+
+def has_value_head(recipe: Recipe) -> bool:
+    """Whether the policy has a value head: where advantages come of its values, and nowhere else."""
+    return recipe.ppo.advantage == "gae"
+
+
+def advantage_estimate(recipe: Recipe) -> advantages.Estimate | None:
+    """How advantages come of rewards alone; None where a value head is asked too."""
+    return None if has_value_head(recipe) else advantages.WITHOUT_VALUES[recipe.ppo.advantage]
+
+
+def ppo_objective(recipe: Recipe) -> ppo.PPOObjective:
+    """The terms that the recipe asks for."""
+    section = recipe.ppo
+    return ppo.PPOObjective(
+        clip=section.clip,
+        value=ppo.ValueLoss(section.value_clip, section.value_coefficient) if has_value_head(recipe) else None,
+        entropy_bonus=section.entropy_bonus,
+        kl_coefficient=section.kl.coefficient if section.kl.charge == "loss" else 0.0,
     )
 
 

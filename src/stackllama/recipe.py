@@ -279,6 +279,11 @@ class KL(Section):
     estimator: Literal["k1", "k3"] = Field(
         "k1", description="Penalty of a token: log ratio (k1, unbiased), or ratio - 1 - log ratio (k3, never negative)."
     )
+    charge: Literal["reward", "loss"] = Field(
+        "reward",
+        description="Where the KL is charged: in each token's reward, or as a term of the loss (as GRPO's paper has "
+        "it; the controller is then `fixed` and the estimator k3).",
+    )
 
 
 class WatchLimits(Section):
@@ -320,7 +325,7 @@ class Watch(Section):
 
 
 class PPO(Optimization):
-    """Proximal policy optimization against the reward model."""
+    """Proximal policy optimization against the reward model, and its rivals without a value head."""
 
     learning_rate: float = Field(1.4e-5, gt=0, le=1, description="Peak learning rate of AdamW (the original: 1.4e-5).")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -332,6 +337,11 @@ class PPO(Optimization):
     samples_per_prompt: int = Field(2, ge=1, description="Responses sampled for each question.")
     epochs: int = Field(4, ge=1, le=100, description="Passes over each batch (the original: 4).")
     minibatches: int = Field(4, ge=1, description="Optimizer steps in one pass; they divide a batch's prompts.")
+    advantage: Literal["gae", "rloo", "grpo", "reinforce"] = Field(
+        "gae",
+        description="What a response is measured by: a value head (gae, PPO), the prompt's other samples (rloo), all "
+        "of the prompt's samples, in their deviations (grpo), or all other responses of the batch (reinforce).",
+    )
     max_prompt_tokens: int = Field(512, ge=8, description="Longest prompt in tokens; a longer one is left out.")
     max_new_tokens: int = Field(128, ge=1, description="Longest response in tokens.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward per token (the original: 1).")
@@ -341,7 +351,16 @@ class PPO(Optimization):
     clip: float = Field(0.2, gt=0, lt=1, description="The policy's ratio counts within 1 - clip .. 1 + clip.")
     value_clip: float = Field(0.2, gt=0, description="Most that a value may move from the sampled one, in reward.")
     value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+    entropy_bonus: float = Field(
+        0.0, ge=0, description="Weight of the mean entropy of a token, in nats, that the loss rewards; 0: none."
+    )
     whiten: bool = Field(True, description="Whether a batch's advantages are given mean 0 and deviation 1.")
+    reward_scaling: bool = Field(
+        False, description="Whether scores are divided by the standard deviation of all scores so far."
+    )
+    reward_clip: float | None = Field(
+        None, gt=0, description="Largest size of a score, in reward, after any scaling; a larger one is cut to it."
+    )
     missing_eos_penalty: float = Field(
         1.0, ge=0, description="Reward taken off a response that does not end by itself."
     )
@@ -533,6 +552,9 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
         )
     if ppo.whiten and ppo.prompts_per_step * ppo.samples_per_prompt < 2:
         yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
+    yield from _advantage_contradictions(ppo)
+    if ppo.kl.charge == "loss":
+        yield from _kl_loss_contradictions(ppo.kl)
     if ppo.kl.controller == "fixed":
         return
     bound = ppo.watch.kl_bound
@@ -562,6 +584,34 @@ def _guard_contradictions(guard: Guard) -> Iterator[str]:
             f"guard.skip = {guard.skip:g} is not above guard.clip = {guard.clip:g}: a step is to be clipped before it "
             "is skipped; raise skip, or lower clip"
         )
+
+
+def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
+    if ppo.advantage == "gae":
+        return
+    if ppo.advantage == "reinforce":
+        if ppo.prompts_per_step * ppo.samples_per_prompt < 2:
+            yield "ppo.advantage = reinforce compares the responses of a step: raise ppo.prompts_per_step to at least 2"
+    elif ppo.samples_per_prompt < 2:
+        yield (
+            f"ppo.advantage = {ppo.advantage} compares the samples of a prompt: raise ppo.samples_per_prompt = "
+            f"{ppo.samples_per_prompt} to at least 2"
+        )
+    for name in ("gamma", "gae_lambda", "value_clip", "value_coefficient"):
+        field = PPO.model_fields[name]
+        if getattr(ppo, name) != field.default:
+            yield (
+                f"ppo.{field.alias or name} = {getattr(ppo, name):g} is for a value head, and ppo.advantage = "
+                f"{ppo.advantage} has none; leave it at {field.default:g}, or set ppo.advantage to gae"
+            )
+
+
+def _kl_loss_contradictions(kl: KL) -> Iterator[str]:
+    if kl.controller != "fixed":
+        yield f"ppo.kl.charge = loss has a fixed price: set ppo.kl.controller = {kl.controller} to fixed"
+    if kl.estimator != "k3":
+        # The mean of k1's gradient over the policy's own samples is 0, whatever the reference.
+        yield f"ppo.kl.charge = loss cannot minimize ppo.kl.estimator = {kl.estimator}; set it to k3"
 
 
 def _data_contradictions(recipe: Recipe) -> Iterator[str]:

@@ -20,15 +20,18 @@ from stackllama.assembly import (
     accelerator,
     adapter,
     add_trained,
+    advantage_estimate,
     base_hashes,
     base_trunk,
     check_enough,
     check_fits,
     device,
+    has_value_head,
     kl_controller,
     load_roles,
     load_trunk,
     paired_trees,
+    ppo_objective,
     ppo_settings,
     prepare_machine,
     prompt_trees,
@@ -59,6 +62,7 @@ from stackllama.model.probe import probe
 from stackllama.model.role_folder import save_role
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives import kl, ppo, reward
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.objectives.sft import SftObjective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
 from stackllama.report.page import write_report
@@ -262,8 +266,8 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
 
 
 def run_ppo(recipe: Recipe, run: Run) -> None:
-    """PPO of the policy against the reward model, with a KL penalty towards the SFT model, watched on prompts held back
-    from it.
+    """PPO of the policy, or one of its rivals, against the reward model, with a KL penalty towards the SFT model; watched
+    on prompts held back from it.
     """
     if run.is_complete("ppo"):
         return
@@ -275,7 +279,9 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
         add_trained(trunk, POLICY, recipe.ppo, seed=stage_seed(recipe, "ppo/adapter"))
-        trunk.add_head(POLICY, ppo.HEAD, spread=0.0, seed=0)
+        head = ppo.HEAD if has_value_head(recipe) else None
+        if head is not None:
+            trunk.add_head(POLICY, head, spread=0.0, seed=0)
         questions, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
         trained, held_back = watched_prompts(recipe, prompts.items)
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
@@ -290,19 +296,18 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             ),
             controller=kl_controller(recipe),
             estimator=kl.ESTIMATORS[recipe.ppo.kl.estimator],
+            shaping=ScoreShaping(scaling=recipe.ppo.reward_scaling, clip=recipe.ppo.reward_clip),
+            estimate=advantage_estimate(recipe),
             reward_role="reward",
         )
         watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
-        objective = ppo.PPOObjective(
-            clip=recipe.ppo.clip, value_clip=recipe.ppo.value_clip, value_coefficient=recipe.ppo.value_coefficient
-        )
         steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches
         rate = train(
             recipe,
             run,
             "ppo",
             trunk,
-            objective,
+            ppo_objective(recipe),
             watched or source,
             recipe.ppo,
             steps,
@@ -310,7 +315,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             limits={"ratio_mean": recipe.ppo.ratio_guard},
         )
         seen = leave_best(watched, trunk) if watched else {"steps": recipe.ppo.steps}
-        save_role(folder / FINAL, trunk, POLICY, head=ppo.HEAD, trunk_hash=assembled.trunk_hash)
+        save_role(folder / FINAL, trunk, POLICY, head=head, trunk_hash=assembled.trunk_hash)
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, **seen}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
 

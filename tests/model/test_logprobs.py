@@ -55,6 +55,39 @@ def test_the_sum_and_a_frozen_matrix_have_the_same_gradients(
     assert (one - two).norm() <= 1e-6 * two.norm()
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_entropies_and_their_gradients_agree_with_autograd_whatever_the_chunk(
+    softcap: float | None, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 3 * 11)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, generator=draw, requires_grad=True) for n in (7, 11))
+    upstream = torch.randn(7, generator=draw)
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    theirs = torch.distributions.Categorical(logits=logits).entropy()
+    inputs = (hidden, weight) if trained else (hidden,)
+    ours = token_entropies(hidden, weight if trained else weight.detach(), softcap=softcap)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    theirs_grad = torch.autograd.grad((theirs * upstream).sum(), inputs)
+    for one, two in zip(torch.autograd.grad((ours * upstream).sum(), inputs), theirs_grad, strict=True):
+        assert (one - two).norm() <= 1e-6 * two.norm()
+    with torch.no_grad():
+        assert torch.equal(token_entropies(hidden, weight, softcap=softcap), ours)
+
+
+def test_an_entropy_and_its_slope_worked_by_hand() -> None:
+    # Two tokens at 3/4 and 1/4: logits (0, -log 3), H = 3/4 log 4/3 + 1/4 log 4 = 0.562335. The derivative by the first
+    # logit is -3/4 (log 3/4 + H) = -3/4 * 0.274653 = -0.205990, by the second the opposite.
+    hidden = torch.tensor([[0.0, -math.log(3)]], requires_grad=True)
+    entropy = token_entropies(hidden, torch.eye(2))
+    assert float(entropy.detach()) == pytest.approx(0.562335, abs=1e-6)
+    (slope,) = torch.autograd.grad(entropy.sum(), hidden)
+    assert slope[0].tolist() == pytest.approx([-0.205990, 0.205990], abs=1e-6)
+
+
 def test_a_uniform_distribution_worked_by_hand() -> None:
     # Equal logits over 8 tokens: each has log-probability -log 8, and the entropy is log 8.
     hidden, weight = torch.zeros(2, 4), torch.ones(8, 4)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from stackllama.model.roles import LoRA, Trunk
+from stackllama.model.roles import LoRA, Role, Trunk
 from stackllama.objectives import reward
-from stackllama.objectives.ppo import policy_loss, value_loss
+from stackllama.objectives.ppo import HEAD, PPOObjective, PPORow, ValueLoss, policy_loss, value_loss
 from stackllama.objectives.sft import SftObjective
-from stackllama.tokens.forest import Tree
+from stackllama.tokens.forest import Tree, branch_targets, plant
 from stackllama.tokens.sources import PairedTree, reward_row, sft_row
 from tests.model.tiny import random_trees, tiny_model
 
@@ -43,6 +44,109 @@ def test_at_ratio_1_ppo_has_the_policy_gradient() -> None:
     # REINFORCE: d/dlogits of -A log pi(a) is A (softmax - onehot).
     expected = advantage[:, None] * (torch.softmax(logits.detach(), -1) - torch.nn.functional.one_hot(action, 7))
     assert torch.allclose(ppo_gradient, expected, atol=1e-6)
+
+
+def policy_row(trunk: Trunk, *, values: bool) -> PPORow:
+    """Two responses of 3 and 2 tokens, as a policy was a little before that stands as the trunk does now."""
+    forest = plant([Tree((5, 6), ((7, 8, 2), (9, 2)))])
+    targets = branch_targets(forest)
+    with trunk.use("policy") as role:
+        now_N = role.logprobs(role.hidden(forest), targets)
+    return PPORow(
+        forest,
+        targets,
+        old_logprob_N=now_N - torch.tensor([0.1, -0.1, 0.05, 0.0, -0.3]),
+        reference_N=now_N + torch.tensor([0.2, -0.4, 0.0, 0.1, 1.0]),
+        old_value_N=torch.zeros(5) if values else None,
+        advantage_N=torch.tensor([1.0, 1.0, 1.0, -2.0, -2.0]),
+        return_N=torch.ones(5) if values else None,
+    )
+
+
+def policy_trunk(*, values: bool) -> Trunk:
+    trunk = Trunk(tiny_model(), precision=torch.float32)
+    trunk.add_adapter("policy", ADAPTER, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    for parameter in trunk.trainable("policy").values():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+    if values:
+        trunk.add_head("policy", HEAD, spread=0.2, seed=1)
+    return trunk
+
+
+def test_without_a_value_head_the_policy_loss_stands_alone_and_is_the_same() -> None:
+    with_head, without = policy_trunk(values=True), policy_trunk(values=False)
+    both = PPOObjective(clip=0.2, value=ValueLoss(clip=0.2, coefficient=0.1))
+    alone = PPOObjective(clip=0.2, value=None)
+    assert both.terms.keys() - alone.terms.keys() == {"value_loss"}
+    assert both.metric_counts.keys() - alone.metric_counts.keys() == {"value_clip_fraction"}
+    row, plain = policy_row(with_head, values=True), policy_row(without, values=False)
+    with with_head.use("policy") as role:
+        expected = both(role, row)
+    with without.use("policy") as role:
+        found = alone(role, plain)
+    assert found.losses.keys() == alone.terms.keys() == {"policy_loss"}
+    assert found.metrics.keys() == alone.metric_counts.keys()
+    assert torch.equal(found.losses["policy_loss"], expected.losses["policy_loss"])
+    assert all(torch.equal(number, expected.metrics[name]) for name, number in found.metrics.items())
+
+
+def gradient(trunk: Trunk, loss: Callable[[Role], torch.Tensor]) -> torch.Tensor:
+    """Of all that the policy trains, laid end to end."""
+    own = list(trunk.trainable("policy").values())
+    with trunk.use("policy", training=True) as role:
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss(role), own)])
+
+
+def test_an_entropy_bonus_pulls_towards_more_entropy() -> None:
+    trunk = policy_trunk(values=False)
+    row = policy_row(trunk, values=False)
+    rewarded, plain = PPOObjective(clip=0.2, value=None, entropy_bonus=0.5), PPOObjective(clip=0.2, value=None)
+    assert rewarded.terms["entropy"].coefficient == -0.5
+
+    def entropy(role: Role) -> torch.Tensor:
+        logprob_NV = _distributions(role, row)
+        return -(logprob_NV.exp() * logprob_NV).sum()
+
+    with trunk.use("policy") as role:
+        value = float(entropy(role))
+        assert float(plain(role, row).metrics["entropy"]) == pytest.approx(value, rel=1e-5)
+        assert float(rewarded(role, row).metrics["entropy"]) == pytest.approx(value, rel=1e-5)
+    found = gradient(trunk, lambda role: _weighted(rewarded, role, row))
+    expected = gradient(trunk, lambda role: _weighted(plain, role, row)) - 0.5 * gradient(trunk, entropy)
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+    assert (found - gradient(trunk, lambda role: _weighted(plain, role, row))).norm() > 0.05 * found.norm()
+
+
+def _distributions(role: Role, row: PPORow) -> torch.Tensor:
+    return role.all_logprobs(role.hidden(row.forest)[row.targets.predictor_N])
+
+
+def _weighted(objective: PPOObjective, role: Role, row: PPORow) -> torch.Tensor:
+    """Sums of the terms times their coefficients."""
+    found = objective(role, row).losses
+    return torch.stack([term.coefficient * found[name] for name, term in objective.terms.items()]).sum()
+
+
+def test_kl_in_the_loss_worked_by_hand() -> None:
+    # log(reference / policy) of the five tokens is 0.2 -0.4 0 0.1 1; r - 1 - log r of each:
+    # 1.221403 - 1.2 = 0.021403, 0.670320 - 0.6 = 0.070320, 0, 1.105171 - 1.1 = 0.005171, 2.718282 - 2 = 0.718282.
+    trunk = policy_trunk(values=False)
+    row = policy_row(trunk, values=False)
+    objective = PPOObjective(clip=0.2, value=None, kl_coefficient=0.04)
+    assert objective.terms["kl_loss"].coefficient == 0.04
+    with trunk.use("policy", training=True) as role:
+        found = objective(role, row).losses["kl_loss"]
+        assert float(found.detach()) == pytest.approx(0.815176, abs=1e-5)
+        # d/d log p of r - 1 - log r is 1 - r, so the policy is pulled towards tokens that the reference likes more.
+        logprob_N = role.logprobs(role.hidden(row.forest), row.targets)
+        pull_N = 1.0 - torch.tensor([0.2, -0.4, 0.0, 0.1, 1.0]).exp()
+        own = list(trunk.trainable("policy").values())
+        one, two = (
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, own)])
+            for loss in (found, (pull_N * logprob_N).sum())
+        )
+    assert (one - two).norm() <= 1e-5 * two.norm()
 
 
 def reward_trunk() -> Trunk:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from stackllama.errors import DataError
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
+from stackllama.objectives.advantages import WITHOUT_VALUES, Estimate
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings, response_scores, token_rewards
 from stackllama.tokens.batches import StepResult
@@ -23,7 +27,7 @@ TARGET = 0.5
 """Near the KL that the moved policy has, so that the controller's error is not clipped."""
 
 
-def make_trunk(method: str = "lora", precision: torch.dtype = torch.float32) -> Trunk:
+def make_trunk(method: str = "lora", precision: torch.dtype = torch.float32, *, values: bool = True) -> Trunk:
     model = tiny_model()
     trunk = Trunk(model.to(precision) if method == "lora" else model, precision=precision)
     for seed, role in enumerate((POLICY, "reward")):
@@ -31,12 +35,21 @@ def make_trunk(method: str = "lora", precision: torch.dtype = torch.float32) -> 
             trunk.add_adapter(role, ADAPTER, seed=seed)
         else:
             trunk.add_copy(role)
-    trunk.add_head(POLICY, ppo.HEAD, spread=0.0, seed=0)
+    if values:
+        trunk.add_head(POLICY, ppo.HEAD, spread=0.0, seed=0)
     trunk.add_head("reward", reward.HEAD, spread=0.1, seed=1)
     return trunk
 
 
-def make_source(trunk: Trunk, *, target: float = 6.0, **changes: Any) -> ExperienceSource:
+def make_source(
+    trunk: Trunk,
+    *,
+    target: float = 6.0,
+    scaling: bool = False,
+    clip: float | None = None,
+    estimate: Estimate | None = None,
+    **changes: Any,
+) -> ExperienceSource:
     draw = random.Random(0)
     prompts = [
         Tree(tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(3, 9))), (), at) for at in range(20)
@@ -51,6 +64,7 @@ def make_source(trunk: Trunk, *, target: float = 6.0, **changes: Any) -> Experie
         "gae_lambda": 0.95,
         "whiten": True,
         "missing_eos_penalty": 1.0,
+        "kl_in_reward": True,
         "kl_stop": None,
         "row_tokens": 256,
     }
@@ -61,6 +75,8 @@ def make_source(trunk: Trunk, *, target: float = 6.0, **changes: Any) -> Experie
         sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
         controller=kl.AdaptiveController(0.2, target, 1000.0),
         estimator=kl.k1,
+        shaping=ScoreShaping(scaling=scaling, clip=clip),
+        estimate=estimate,
         reward_role="reward",
     )
 
@@ -83,33 +99,38 @@ def test_at_step_0_every_ratio_is_1_and_kl_is_0_to_the_bit(method: str, precisio
             assert torch.equal(now.detach(), row.old_logprob_N)
 
 
-def moved_source(**changes: Any) -> tuple[Trunk, ExperienceSource]:
-    """A source whose policy has left the reference, with a value head that says something."""
-    trunk = make_trunk()
-    trunk.add_head(POLICY, ppo.HEAD, spread=0.5, seed=2)
+def moved_source(*, values: bool = True, **changes: Any) -> tuple[Trunk, ExperienceSource]:
+    """A source whose policy has left the reference, with a value head that says something, or none."""
+    trunk = make_trunk(values=values)
+    if values:
+        trunk.add_head(POLICY, ppo.HEAD, spread=0.5, seed=2)
     draw = torch.Generator().manual_seed(5)
     for role in (POLICY, "reward"):
         for parameter in trunk.trainable(role).values():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
-    return trunk, make_source(trunk, prompts=20, samples=8, minibatches=3, **changes)
+    return trunk, make_source(trunk, **({"prompts": 20, "samples": 8, "minibatches": 3} | changes))
 
 
 def read_alone(
     trunk: Trunk, root: tuple[int, ...], response: tuple[int, ...]
 ) -> tuple[list[float], list[float], float]:
-    """A response by itself: each token's log-ratio of policy to reference, each token's value, the whole's reward."""
+    """A response by itself: each token's log-ratio of policy to reference, each token's value (of a policy that has a
+    value head), the whole's reward.
+    """
     forest = plant([Tree(root, (response,))])
     targets = branch_targets(forest)
     with trunk.use(POLICY) as policy:
         hidden_TD = policy.hidden(forest)
         logprob_N = policy.logprobs(hidden_TD, targets)
-        value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N])
+        values = []
+        if f"head.{ppo.HEAD}.weight" in trunk.state(POLICY):
+            values = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N]).tolist()
     with trunk.use(REFERENCE) as reference:
         logprob_N = logprob_N - reference.logprobs(reference.hidden(forest), targets)
     ended = plant([Tree(root, (response if response[-1] == EOS else (*response, EOS),))])
     with trunk.use("reward") as scorer:
         score = scorer.score(reward.HEAD, scorer.hidden(ended)[-1:])
-    return logprob_N.tolist(), value_N.tolist(), float(score)
+    return logprob_N.tolist(), values, float(score)
 
 
 def responses_of(row: ppo.PPORow) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -127,6 +148,7 @@ def test_returns_are_what_each_response_earns_alone() -> None:
     cut, log_ratios = [], []
     while (batch := source.next()) is not None and batch.notes["round"] == 0.0:
         for row in batch.rows:
+            assert row.return_N is not None
             returns, advantages = row.return_N.tolist(), row.advantage_N.tolist()
             for root, response in responses_of(row):
                 log_ratio, values, score = read_alone(trunk, root, response)
@@ -165,6 +187,114 @@ def test_whitened_advantages_are_the_plain_ones_moved_to_mean_0_and_deviation_1(
     assert float(whitened.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(whitened.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
     assert torch.allclose(whitened, (plain - plain.mean()) / plain.std(correction=0), atol=1e-3)
+
+
+def of_first_round(source: ExperienceSource) -> list[ppo.PPORow]:
+    """The rows of the first round, each once; all of its minibatches are taken."""
+    rows: list[ppo.PPORow] = []
+    while (batch := source.next()) is not None and batch.notes["round"] == 0.0:
+        rows += batch.rows
+        source.observe(result())
+    return rows
+
+
+def by_hand(name: str, roots: list[tuple[int, ...]], rewards: list[float]) -> list[float]:
+    """What each response earned, measured by the others that it is compared with."""
+    found: list[float] = []
+    for at, root in enumerate(roots):
+        same = [reward for reward, other in zip(rewards, roots, strict=True) if other == root]
+        others = list(rewards) if name == "reinforce" else list(same)
+        others.remove(rewards[at])
+        if name == "grpo":
+            found.append((rewards[at] - statistics.fmean(same)) / (statistics.pstdev(same) + 1e-4))
+        else:
+            found.append(rewards[at] - statistics.fmean(others))
+    return found
+
+
+@pytest.mark.parametrize("name", list(WITHOUT_VALUES))
+@pytest.mark.parametrize("row_tokens", [30, 256])  # 9 + 8 + 8 + ...: in 30 a prompt's four samples stand in two trees
+def test_without_values_a_response_is_compared_with_the_prompts_or_the_batchs(name: str, row_tokens: int) -> None:
+    trunk, source = moved_source(
+        values=False,
+        estimate=WITHOUT_VALUES[name],
+        prompts=6,
+        samples=4,
+        whiten=False,
+        epochs=1,
+        missing_eos_penalty=3.0,
+        row_tokens=row_tokens,
+    )
+    roots: list[tuple[int, ...]] = []
+    rewards: list[float] = []
+    found: list[float] = []
+    for row in of_first_round(source):
+        assert row.old_value_N is None
+        assert row.return_N is None
+        advantages = row.advantage_N.tolist()
+        for root, response in responses_of(row):
+            log_ratio, _, score = read_alone(trunk, root, response)
+            roots.append(root)
+            rewards.append(score - 3.0 * (response[-1] != EOS) - 0.2 * sum(log_ratio))
+            mine = {advantages.pop(0) for _ in response}
+            assert len(mine) == 1
+            found += mine
+        assert not advantages
+    assert len(found) == 24
+    assert len(set(roots)) == 6
+    assert found == pytest.approx(by_hand(name, roots, rewards), abs=1e-3)
+
+
+def test_without_values_the_round_tells_no_explained_variance_and_whitening_is_the_same() -> None:
+    _, source = moved_source(values=False, estimate=WITHOUT_VALUES["rloo"], epochs=1)
+    batch = source.next()
+    assert batch is not None
+    assert "explained_variance" not in batch.notes
+    source.observe(result())
+    advantage_M = torch.cat([row.advantage_N for row in [*batch.rows, *of_first_round(source)]])
+    assert float(advantage_M.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(advantage_M.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
+
+
+def rewards_as_they_are(rewards_N: torch.Tensor, sequence_N: torch.Tensor, prompt_S: torch.Tensor) -> torch.Tensor:
+    """An estimate that lets a test see what each token was given."""
+    return rewards_N
+
+
+def test_scores_are_scaled_by_all_so_far_and_then_clipped() -> None:
+    trunk, source = moved_source(
+        values=False,
+        estimate=rewards_as_they_are,
+        prompts=6,
+        samples=4,
+        minibatches=1,
+        epochs=1,
+        whiten=False,
+        scaling=True,
+        clip=0.7,
+        missing_eos_penalty=3.0,
+        kl_in_reward=False,
+    )
+    seen: list[float] = []
+    for _ in range(2):  # rounds
+        batch = source.next()
+        assert batch is not None
+        answers = [one for row in batch.rows for one in responses_of(row)]
+        scores = [read_alone(trunk, *one)[2] for one in answers]
+        seen += scores
+        scale = statistics.pstdev(seen)
+        assert batch.notes["reward_scale"] == pytest.approx(scale, rel=1e-4)
+        assert batch.notes["reward"] == pytest.approx(statistics.fmean(scores), abs=1e-5)
+        cut = [abs(score / scale) > 0.7 for score in scores]
+        assert 0 < sum(cut) < 24
+        assert batch.notes["reward_clipped"] == pytest.approx(sum(cut) / 24)
+        expected: list[float] = []
+        for (_, response), score in zip(answers, scores, strict=True):
+            last = min(max(score / scale, -0.7), 0.7) - 3.0 * (response[-1] != EOS)
+            expected += [0.0] * (len(response) - 1) + [last]
+        given = [number for row in batch.rows for number in row.advantage_N.tolist()]
+        assert given == pytest.approx(expected, abs=1e-3)
+        source.observe(result())
 
 
 def test_rewards_are_minus_the_charge_and_the_score_at_the_last_token() -> None:
@@ -227,14 +357,20 @@ def test_the_source_ends_after_its_rounds_and_counts_all_episodes() -> None:
     assert work == source.total_work == 36
 
 
-def test_a_half_used_round_resumes_with_the_same_rows() -> None:
-    trunk = make_trunk()
-    source = make_source(trunk)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: moved_source(prompts=6, samples=2),
+        lambda: moved_source(prompts=6, samples=2, scaling=True, clip=2.0),
+        lambda: moved_source(values=False, estimate=WITHOUT_VALUES["grpo"], prompts=6, samples=2, scaling=True),
+    ],
+    ids=["gae", "gae scaled", "grpo scaled"],
+)
+def test_a_half_used_round_resumes_with_the_same_rows(make: Callable[[], tuple[Trunk, ExperienceSource]]) -> None:
+    (_, source), (_, resumed) = make(), make()
     source.next()
     source.observe(result())
-    state = source.state_dict()
-    resumed = make_source(trunk)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(source.state_dict())
     for _ in range(4):  # into the next round
         one, two = source.next(), resumed.next()
         assert one is not None
@@ -243,6 +379,8 @@ def test_a_half_used_round_resumes_with_the_same_rows() -> None:
         for left, right in zip(one.rows, two.rows, strict=True):
             assert torch.equal(left.forest.tokens_T, right.forest.tokens_T)
             assert torch.equal(left.advantage_N, right.advantage_N)
+            assert torch.equal(left.reference_N, right.reference_N)
+            assert (left.return_N is None) is (right.return_N is None) is (right.old_value_N is None)
             assert torch.equal(left.targets.predictor_N, right.targets.predictor_N)
         source.observe(result())
         resumed.observe(result())

@@ -129,7 +129,7 @@ class Role:
         return token_logprobs(hidden_ND.to(weight_VD.dtype), weight_VD, label_N, softcap=self._softcap)
 
     def entropies(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
-        """Entropies (N,) in nats of the distributions that the scored tokens were drawn from; no gradient."""
+        """Entropies (N,) in nats, fp32, of the distributions that the scored tokens were drawn from."""
         targets = on_device(targets, self._trunk.device)
         weight_VD = self._output_matrix()
         return token_entropies(hidden_TD[targets.predictor_N].to(weight_VD.dtype), weight_VD, softcap=self._softcap)

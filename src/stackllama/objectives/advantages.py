@@ -1,14 +1,29 @@
 """Advantages: how much better than expected each sampled token turned out. Pure tensor functions.
 
+`gae` expects what a value head says. The others know no values: they look at a response's reward as a whole (all of its
+tokens' rewards together, so the KL charged at each counts too), compare it with those of other responses, and give each
+of its tokens the same advantage. From which responses an expectation is taken is all that tells them apart:
+
+    rloo, grpo   the prompt's other samples, all of the prompt's samples (in deviations)
+    reinforce    all other responses of the batch, whatever their prompts
+
+Left out on purpose: Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training"), which is `grpo` without its
+division, and so `rloo` times (k - 1) / k for k samples of each prompt.
+
 N: response tokens of the batch. S: responses. T: tokens of the longest response (see `masked.py` for the layout).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
-from stackllama.objectives.masked import columns, to_matrix
+from stackllama.objectives.masked import columns, sum_per_sequence, to_matrix
+
+SMALLEST_GROUP_DEVIATION = 1e-4
+"""Added to the deviation of a prompt's rewards, as trl does: what differs by less differs by rounding."""
 
 
 @torch.no_grad()
@@ -43,3 +58,87 @@ def gae(rewards_N: Tensor, values_N: Tensor, sequence_N: Tensor, *, gamma: float
         advantage_TS[time] = running_S
     advantages_N = advantage_TS[column_N, sequence_N]
     return advantages_N, advantages_N + values_N
+
+
+@torch.no_grad()
+def rloo(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:
+    """Give each token its response's reward minus the mean reward of the prompt's other responses (leave one out).
+
+    That expectation does not hang on the response itself, so the policy gradient stays unbiased.
+
+    rewards_N: float32 or float64 (N), KL and score; sequence_N: int64 (N), in 0..S-1, each response contiguous and in
+    order; prompt_S: int64 (S), equal for responses to one prompt, in any order. Returns rewards_N's dtype (N), in units
+    of reward, without gradient. Raises ValueError for a prompt with fewer than 2 responses, other dtypes, or shapes
+    that do not fit. Source: Ahmadian et al. 2024, "Back to basics: revisiting REINFORCE style optimization for learning
+    from human feedback in LLMs", on RLOO; Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+    """
+    reward_S = _whole_rewards(rewards_N, sequence_N, prompt_S)
+    return _over_the_others(reward_S, prompt_S, "rloo", "a prompt").to(rewards_N.dtype)[sequence_N]
+
+
+@torch.no_grad()
+def grpo(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:
+    """Give each token its response's reward minus the mean of all of the prompt's responses, in their deviations.
+
+    Arguments, errors and result as for `rloo`, the result without unit. The deviation is that of the population
+    (divided by k, not k - 1), as in `whiten`; equal rewards give 0. Source: Shao et al. 2024, "DeepSeekMath", section
+    4.1.2 (outcome supervision).
+    """
+    reward_S = _whole_rewards(rewards_N, sequence_N, prompt_S)
+    centred_S, count_S = _centred(reward_S, prompt_S)
+    _require_two(count_S, "grpo", "a prompt")
+    deviation_S = (_sum_over_group(centred_S.square(), prompt_S) / count_S).sqrt()
+    return (centred_S / (deviation_S + SMALLEST_GROUP_DEVIATION)).to(rewards_N.dtype)[sequence_N]
+
+
+@torch.no_grad()
+def reinforce(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:
+    """Give each token its response's reward minus the mean reward of all other responses of the batch.
+
+    Arguments, errors and result as for `rloo`, but which prompt a response belongs to does not matter, and it is the
+    batch that needs 2 responses. Source: Williams 1992, "Simple statistical gradient-following algorithms for
+    connectionist reinforcement learning", for REINFORCE with a baseline; the baseline of all others, which stays
+    unbiased where that of all does not, as Kool et al. 2019 take it over one prompt's.
+    """
+    reward_S = _whole_rewards(rewards_N, sequence_N, prompt_S)
+    batch_S = torch.zeros_like(prompt_S)
+    return _over_the_others(reward_S, batch_S, "reinforce", "a batch").to(rewards_N.dtype)[sequence_N]
+
+
+Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(rewards_N, sequence_N, prompt_S) -> advantages_N, as `rloo` has them."""
+WITHOUT_VALUES: Mapping[str, Estimate] = {"rloo": rloo, "grpo": grpo, "reinforce": reinforce}
+
+
+def _whole_rewards(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:
+    """Reward of each response (S,), float64."""
+    if rewards_N.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rewards are {rewards_N.dtype}: give them as float32 or float64")
+    if prompt_S.ndim != 1:
+        raise ValueError(f"prompt_S has shape {tuple(prompt_S.shape)}: give one prompt for each response")
+    return sum_per_sequence(rewards_N.double(), sequence_N, len(prompt_S))
+
+
+def _over_the_others(reward_S: Tensor, group_S: Tensor, name: str, group: str) -> Tensor:
+    """Reward minus the mean of the group's others (S,): k / (k - 1) times what it is over the mean of all k."""
+    centred_S, count_S = _centred(reward_S, group_S)
+    _require_two(count_S, name, group)
+    return centred_S * count_S / (count_S - 1)
+
+
+def _centred(reward_S: Tensor, group_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Reward minus the mean of its group, and the group's responses, both float64 (S,)."""
+    count_S = _sum_over_group(torch.ones_like(reward_S), group_S)
+    return reward_S - _sum_over_group(reward_S, group_S) / count_S, count_S
+
+
+def _sum_over_group(x_S: Tensor, group_S: Tensor) -> Tensor:
+    """Sum over the responses of the same group, at each of them (S,)."""
+    groups, place_S = group_S.unique(return_inverse=True)
+    order_S = place_S.argsort(stable=True)
+    return sum_per_sequence(x_S[order_S], place_S[order_S], len(groups))[place_S]
+
+
+def _require_two(count_S: Tensor, name: str, group: str) -> None:
+    if bool((count_S < 2).any()):
+        raise ValueError(f"{group} has 1 response, {name} compares 2 at least: sample more of them")

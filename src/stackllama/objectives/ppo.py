@@ -1,9 +1,12 @@
-"""Proximal policy optimization with a clipped value loss (Schulman et al. 2017; details as in Stiennon et al. 2020).
+"""Proximal policy optimization with a clipped value loss (Schulman et al. 2017; details as in Stiennon et al. 2020);
+and its rivals without a value head (RLOO, GRPO, REINFORCE), which differ by their advantages alone.
 
-Both terms are means over the response tokens of the minibatch:
+Terms, all means over the response tokens of the minibatch:
 
 - policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability);
-- value: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2).
+- value, where there is a value head: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
+- entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
+- KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4).
 
 Advantages come whitened or not, as the source made them; this file only computes the losses.
 """
@@ -11,6 +14,7 @@ Advantages come whitened or not, as the source made them; this file only compute
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from stackllama.model.roles import Role
 from stackllama.objectives.base import Sums, Term
+from stackllama.objectives.kl import k3
 from stackllama.tokens.forest import Forest, Targets
 
 HEAD = "value"
@@ -27,16 +32,25 @@ HEAD = "value"
 class PPORow:
     """A packed row of prompts with their sampled responses; N response tokens, all fp32.
 
-    old_logprob_N and old_value_N: the trainer's own, before the batch's first step; advantage_N; return_N: the value's
-    target.
+    old_logprob_N and old_value_N: the trainer's own, before the batch's first step; reference_N: log-probability by the
+    reference; advantage_N; return_N: the value's target. Without a value head old_value_N and return_N are None.
     """
 
     forest: Forest
     targets: Targets
     old_logprob_N: Tensor
-    old_value_N: Tensor
+    reference_N: Tensor
+    old_value_N: Tensor | None
     advantage_N: Tensor
-    return_N: Tensor
+    return_N: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """clip: most that a value may move from the sampled one, in reward; coefficient: its weight in the loss."""
+
+    clip: float
+    coefficient: float
 
 
 def policy_loss(logprob_N: Tensor, old_logprob_N: Tensor, advantage_N: Tensor, *, clip: float) -> Tensor:
@@ -52,43 +66,58 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
 
 
 class PPOObjective:
-    """Policy and value terms, divided by the batch's ``tokens``.
+    """The terms above, divided by the batch's ``tokens``. value: of the value head, or None where there is none;
+    entropy_bonus, kl_coefficient: reward for a nat of entropy and price of a nat of KL, a token; 0 leaves them out.
 
     Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``,
-    ``entropy`` in nats, ``value_clip_fraction``.
+    ``entropy`` in nats, and with a value head ``value_clip_fraction``.
     """
 
     role = "policy"
-    metric_counts: Mapping[str, str] = dict.fromkeys(
-        ("approximate_kl", "clip_fraction", "ratio_mean", "entropy", "value_clip_fraction"), "tokens"
-    )
 
-    def __init__(self, *, clip: float, value_clip: float, value_coefficient: float) -> None:
-        self.terms: Mapping[str, Term] = {
-            "policy_loss": Term(1.0, "tokens"),
-            "value_loss": Term(value_coefficient, "tokens"),
-        }
+    def __init__(
+        self, *, clip: float, value: ValueLoss | None, entropy_bonus: float = 0.0, kl_coefficient: float = 0.0
+    ) -> None:
+        terms = {"policy_loss": Term(1.0, "tokens")}
+        metrics = ["approximate_kl", "clip_fraction", "ratio_mean", "entropy"]
+        if value is not None:
+            terms["value_loss"] = Term(value.coefficient, "tokens")
+            metrics.append("value_clip_fraction")
+        if entropy_bonus:
+            terms["entropy"] = Term(-entropy_bonus, "tokens")
+        if kl_coefficient:
+            terms["kl_loss"] = Term(kl_coefficient, "tokens")
+        self.terms: Mapping[str, Term] = terms
+        self.metric_counts: Mapping[str, str] = dict.fromkeys(metrics, "tokens")
         self._clip = clip
-        self._value_clip = value_clip
+        self._value = value
 
     def __call__(self, role: Role, row: PPORow) -> Sums:
         """The row's sums over response tokens."""
         hidden_TD = role.hidden(row.forest)
         logprob_N = role.logprobs(hidden_TD, row.targets)
-        value_N = role.score(HEAD, hidden_TD[row.targets.predictor_N])
+        # As a metric alone it needs no gradient, which would cost one more product with the output matrix.
+        with nullcontext() if "entropy" in self.terms else torch.no_grad():
+            entropy_N = role.entropies(hidden_TD, row.targets)
         losses = {
             "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
-            "value_loss": value_loss(value_N, row.old_value_N, row.return_N, clip=self._value_clip).sum(),
+            "entropy": entropy_N.sum(),
+            "kl_loss": k3(logprob_N, row.reference_N).sum(),
         }
         with torch.no_grad():
             difference_N = logprob_N - row.old_logprob_N
             ratio_N = difference_N.exp()
-            moved_N = (value_N - row.old_value_N).abs()
             metrics = {
                 "approximate_kl": 0.5 * difference_N.square().sum(),
                 "clip_fraction": ((ratio_N - 1.0).abs() > self._clip).float().sum(),
                 "ratio_mean": ratio_N.sum(),
-                "entropy": role.entropies(hidden_TD, row.targets).sum(),
-                "value_clip_fraction": (moved_N > self._value_clip).float().sum(),
+                "entropy": entropy_N.sum(),
             }
-        return Sums(losses, metrics)
+        if self._value is not None:
+            assert row.old_value_N is not None, "a source without values"
+            assert row.return_N is not None
+            value_N = role.score(HEAD, hidden_TD[row.targets.predictor_N])
+            losses["value_loss"] = value_loss(value_N, row.old_value_N, row.return_N, clip=self._value.clip).sum()
+            moved_N = (value_N.detach() - row.old_value_N).abs()
+            metrics["value_clip_fraction"] = (moved_N > self._value.clip).float().sum()
+        return Sums({name: losses[name] for name in self.terms}, metrics)

@@ -21,10 +21,11 @@ from torch import Tensor
 from stackllama.errors import DataError, TrainingError
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives import ppo, reward
-from stackllama.objectives.advantages import gae
+from stackllama.objectives.advantages import Estimate, gae
 from stackllama.objectives.kl import Controller
 from stackllama.objectives.masked import sum_per_sequence, whiten
 from stackllama.objectives.ppo import PPORow
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.rollout.engine import Request, Response, Sampling, sample
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
@@ -40,9 +41,9 @@ SMALLEST_SPREAD = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class PPOSettings:
-    """Numbers of the source. rounds: how often it samples; estimator: of the token KL that is charged; kl_stop:
-    approximate KL of a minibatch over which the rest of the round's minibatches is dropped, or None; row_tokens: the
-    longest row.
+    """Numbers of the source. rounds: how often it samples; kl_in_reward: whether each token's KL is charged there;
+    kl_stop: approximate KL of a minibatch over which the rest of the round's minibatches is dropped, or None;
+    row_tokens: the longest row.
     """
 
     rounds: int
@@ -54,6 +55,7 @@ class PPOSettings:
     gae_lambda: float
     whiten: bool
     missing_eos_penalty: float
+    kl_in_reward: bool
     kl_stop: float | None
     row_tokens: int
 
@@ -71,12 +73,12 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A packed row with what three roles say of it: (N,) log-probabilities and values, fp32, on the CPU."""
+    """A packed row with (N,) log-probabilities, and values where the policy has a value head: fp32, on the CPU."""
 
     forest: Forest
     logprob_N: Tensor
     reference_N: Tensor
-    value_N: Tensor
+    value_N: Tensor | None
 
 
 def response_scores(trunk: Trunk, role: str, trees: Sequence[Tree], *, eos_id: int, row_tokens: int) -> Tensor:
@@ -108,7 +110,9 @@ class ExperienceSource:
     """Rounds of experience for the PPO objective, each passed over ``epochs`` times in ``minibatches`` minibatches.
 
     prompts: roots, used in a new shuffled order by (seed, pass over the prompts). estimator: token KL from (policy,
-    reference) log-probabilities. The noise of a response is keyed by its number, counted over the whole run.
+    reference) log-probabilities. shaping: of the reward model's scores. estimate: advantages from rewards, where the
+    policy has no value head; None: by GAE from what its head says. The noise of a response is keyed by its number,
+    counted over the whole run.
     """
 
     unit = "episodes"
@@ -122,6 +126,8 @@ class ExperienceSource:
         sampling: Sampling,
         controller: Controller,
         estimator: Callable[[Tensor, Tensor], Tensor],
+        shaping: ScoreShaping,
+        estimate: Estimate | None,
         reward_role: str,
     ) -> None:
         if len(prompts) < settings.prompts:
@@ -137,6 +143,8 @@ class ExperienceSource:
         self._sampling = sampling
         self._controller = controller
         self._estimator = estimator
+        self._shaping = shaping
+        self._estimate = estimate
         self._reward_role = reward_role
         self._round = 0
         self._rows: list[PPORow] = []
@@ -191,10 +199,11 @@ class ExperienceSource:
             self._round += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Round, controller, and the half-used round with its rows."""
+        """Round, controller, shaping of the scores, and the half-used round with its rows."""
         return {
             "round": self._round,
             "controller": self._controller.state_dict(),
+            "shaping": self._shaping.state_dict(),
             "plan": self._plan,
             "notes": self._notes,
             "unreported": self._unreported,
@@ -206,6 +215,7 @@ class ExperienceSource:
         """Go on from a saved state, in the middle of a round too."""
         self._round = state["round"]
         self._controller.load_state_dict(state["controller"])
+        self._shaping.load_state_dict(state["shaping"])
         self._plan = [list(step) for step in state["plan"]]
         self._notes = dict(state["notes"])
         self._unreported = state["unreported"]
@@ -298,18 +308,16 @@ class ExperienceSource:
         last_S = torch.tensor([len(response.tokens) for response in responses]).cumsum(0) - 1
         logprob_M = torch.cat([row.logprob_N for row in scored])
         reference_M = torch.cat([row.reference_N for row in scored])
-        value_M = torch.cat([row.value_N for row in scored])
         missing_S = torch.tensor([float(response.stopped == "length") for response in responses])
+        shaped_S, shaping = self._shaping.shape(score_S)
         reward_M = token_rewards(
             self._estimator(logprob_M, reference_M),
-            score_S[order] - settings.missing_eos_penalty * missing_S,
+            shaped_S[order] - settings.missing_eos_penalty * missing_S,
             last_S,
-            coefficient=self._controller.coefficient,
+            coefficient=self._controller.coefficient if settings.kl_in_reward else 0.0,
         )
-        advantage_M, return_M = gae(reward_M, value_M, sequence_M, gamma=settings.gamma, lam=settings.gae_lambda)
-        residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
-        if settings.whiten:
-            advantage_M = whiten(advantage_M)
+        value_M = _joined([row.value_N for row in scored])
+        advantage_M, return_M = self._advantages(reward_M, value_M, sequence_M, torch.tensor(order) // settings.samples)
         sampled_M = torch.tensor([logprob for response in responses for logprob in response.logprobs])
         kl_S = sum_per_sequence(logprob_M - reference_M, sequence_M, len(order))
         notes = {
@@ -320,32 +328,68 @@ class ExperienceSource:
             "kl_coefficient": self._controller.coefficient,
             "length": len(logprob_M) / len(order),
             "eos_rate": 1.0 - float(missing_S.mean()),
-            "explained_variance": 1.0 - float(residual),
             "sampler_difference": float((sampled_M - logprob_M).abs().mean()),
+            **shaping,
         }
+        if value_M is not None and return_M is not None:
+            residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
+            notes |= {"explained_variance": 1.0 - float(residual)}
         sizes = [len(row.logprob_N) for row in scored]
-        parts = zip(scored, advantage_M.split(sizes), return_M.split(sizes), strict=True)
+        parts = zip(scored, advantage_M.split(sizes), _split(return_M, sizes), strict=True)
         rows = [
-            PPORow(one.forest, branch_targets(one.forest), one.logprob_N, one.value_N, advantage_N, return_N)
+            PPORow(
+                one.forest,
+                branch_targets(one.forest),
+                one.logprob_N,
+                one.reference_N,
+                one.value_N,
+                advantage_N,
+                return_N,
+            )
             for one, advantage_N, return_N in parts
         ]
         return rows, notes
 
+    def _advantages(
+        self, reward_M: Tensor, value_M: Tensor | None, sequence_M: Tensor, prompt_S: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Advantages (M,), whitened if they are to be; and with values what these are to learn (M,)."""
+        settings, return_M = self._settings, None
+        if value_M is not None:
+            advantage_M, return_M = gae(reward_M, value_M, sequence_M, gamma=settings.gamma, lam=settings.gae_lambda)
+        else:
+            assert self._estimate is not None, "values are read wherever GAE is to use them"
+            advantage_M = self._estimate(reward_M, sequence_M, prompt_S)
+        return (whiten(advantage_M) if settings.whiten else advantage_M), return_M
+
     def _passes(self, forests: Sequence[Forest]) -> list[Scored]:
         """Old log-probabilities and values by the policy, log-probabilities by the reference, row by row."""
-        old: list[tuple[Tensor, Tensor]] = []
+        old: list[tuple[Tensor, Tensor | None]] = []
         with self._trunk.use(POLICY) as policy:
             for forest in forests:
                 targets = branch_targets(forest)
                 hidden_TD = policy.hidden(forest)
-                value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N])
-                old.append((policy.logprobs(hidden_TD, targets).cpu(), value_N.cpu()))
+                value_N = None
+                if self._estimate is None:
+                    value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N]).cpu()
+                old.append((policy.logprobs(hidden_TD, targets).cpu(), value_N))
         with self._trunk.use(REFERENCE) as reference:
             known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)).cpu() for forest in forests]
         return [
             Scored(forest, logprob, ref, value)
             for forest, (logprob, value), ref in zip(forests, old, known, strict=True)
         ]
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows' tokens laid end to end (M,); None where the rows have none."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
+
+
+def _split(x_M: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
+    """Tokens laid end to end, row by row again."""
+    return [None] * len(sizes) if x_M is None else x_M.split(list(sizes))
 
 
 def _equal_rows(trees: Sequence[Tree], minibatches: int, row_tokens: int) -> list[list[Tree]]:
@@ -365,6 +409,7 @@ def _row_state(row: PPORow) -> dict[str, Any]:
         "segments": torch.tensor([[s.start, s.stop, s.root_start, s.root_stop] for s in forest.segments]),
         "trees": list(forest.tree_of_branch),
         "old_logprob": row.old_logprob_N,
+        "reference": row.reference_N,
         "old_value": row.old_value_N,
         "advantage": row.advantage_N,
         "return": row.return_N,
@@ -374,6 +419,5 @@ def _row_state(row: PPORow) -> dict[str, Any]:
 def _row_from_state(saved: Mapping[str, Any]) -> PPORow:
     segments = tuple(Segment(*ends) for ends in saved["segments"].tolist())
     forest = Forest(saved["tokens"], saved["positions"], segments, tuple(saved["trees"]))
-    return PPORow(
-        forest, branch_targets(forest), saved["old_logprob"], saved["old_value"], saved["advantage"], saved["return"]
-    )
+    names = ("old_logprob", "reference", "old_value", "advantage", "return")
+    return PPORow(forest, branch_targets(forest), *(saved[name] for name in names))
