@@ -25,6 +25,7 @@ from stackllama.model import memory
 from stackllama.model.folder import load_model
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
 from stackllama.tokens.batches import StepResult
@@ -67,6 +68,7 @@ def source(job: dict[str, Any], trunk: Trunk) -> ExperienceSource:
         gae_lambda=0.95,
         whiten=True,
         missing_eos_penalty=0.0,
+        kl_in_reward=True,
         kl_stop=None,
         row_tokens=2048,
     )
@@ -77,6 +79,8 @@ def source(job: dict[str, Any], trunk: Trunk) -> ExperienceSource:
         sampling=Sampling(seed=0, max_new_tokens=job["new_tokens"], eos_id=NEVER),
         controller=kl.FixedController(job["kl"]),
         estimator=kl.k1,
+        shaping=ScoreShaping(scaling=False, clip=None),
+        estimate=None,
         reward_role="reward",
     )
 
@@ -96,7 +100,7 @@ def main() -> None:
         log = JsonlLog(Path(name) / "metrics.jsonl")
         Loop(
             trunk=trunk,
-            objective=ppo.PPOObjective(clip=0.2, value_clip=0.2, value_coefficient=0.1),
+            objective=ppo.PPOObjective(clip=0.2, value=ppo.ValueLoss(0.2, 0.1)),
             source=rounds,
             optimizer=make_optimizer(trunk.trainable(POLICY), learning_rate=job["learning_rate"]),
             learning_rate=lambda _: job["learning_rate"],

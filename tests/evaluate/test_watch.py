@@ -18,6 +18,7 @@ from stackllama.evaluate.hacking import Answers, Limits
 from stackllama.evaluate.watch import Look, Seen, Settings, Watched, hold_back, look_at
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.objectives.ppo import PPORow
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
@@ -276,12 +277,15 @@ def make_source(trunk: Trunk, prompts: Sequence[Tree]) -> ExperienceSource:
             gae_lambda=0.95,
             whiten=True,
             missing_eos_penalty=1.0,
+            kl_in_reward=True,
             kl_stop=None,
             row_tokens=256,
         ),
         sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
         controller=kl.FixedController(0.1),
         estimator=kl.k1,
+        shaping=ScoreShaping(scaling=False, clip=None),
+        estimate=None,
         reward_role="reward",
     )
 
@@ -310,7 +314,7 @@ def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None) -> Loo
 
     return Loop(
         trunk=trunk,
-        objective=ppo.PPOObjective(clip=0.2, value_clip=0.2, value_coefficient=0.1),
+        objective=ppo.PPOObjective(clip=0.2, value=ppo.ValueLoss(0.2, 0.1)),
         source=source,
         optimizer=make_optimizer(trunk.trainable(POLICY), learning_rate=3e-2),
         learning_rate=lambda step: 3e-2,

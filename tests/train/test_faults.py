@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stackllama.errors import TrainingError
 from stackllama.objectives import reward
-from stackllama.objectives.ppo import PPOObjective
+from stackllama.objectives.ppo import PPOObjective, ValueLoss
 from stackllama.rollout.experience import POLICY, ExperienceSource
 from stackllama.tokens.batches import SftRow, StepResult
 from stackllama.train import checkpoint
@@ -216,7 +216,7 @@ def make_ppo(folder: Path, **changes: Any) -> Loop[Any]:
     source = make_source(trunk, rounds=12, **changes)
     return Loop(
         trunk=trunk,
-        objective=PPOObjective(clip=0.2, value_clip=0.2, value_coefficient=0.1),
+        objective=PPOObjective(clip=0.2, value=ValueLoss(0.2, 0.1)),
         source=source,
         optimizer=make_optimizer(trunk.trainable(POLICY), learning_rate=1e-3),
         learning_rate=lambda step: 1e-3,
