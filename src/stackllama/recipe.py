@@ -312,7 +312,7 @@ class Watch(Section):
         10, ge=1, description="Batches between two evaluations; one more comes after the last. None: no watching."
     )
     prompts: int = Field(
-        128, ge=2, description="Questions of the ppo split that are held back for it, but at most a quarter of those."
+        64, ge=2, description="Questions of the ppo split that are held back for it, but at most a quarter of those."
     )
     kl_bound: float | None = Field(
         None,
