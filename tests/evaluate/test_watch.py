@@ -18,8 +18,8 @@ from stackllama.evaluate.hacking import Answers, Limits
 from stackllama.evaluate.watch import Look, Seen, Settings, Watched, hold_back, look_at
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
-from stackllama.objectives.scaling import ScoreShaping
 from stackllama.objectives.ppo import PPORow
+from stackllama.objectives.scaling import ScoreShaping
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
 from stackllama.tokens.batches import Batch, StepResult
