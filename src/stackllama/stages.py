@@ -266,8 +266,8 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
 
 
 def run_ppo(recipe: Recipe, run: Run) -> None:
-    """PPO of the policy, or a rival of PPO, against the reward model, with a KL penalty towards the SFT model; watched on
-    prompts held back from it.
+    """PPO of the policy, or a rival of PPO, against the reward model, with a KL penalty towards the SFT model; watched
+    on prompts held back from it.
     """
     if run.is_complete("ppo"):
         return
