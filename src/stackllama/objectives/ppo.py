@@ -96,8 +96,8 @@ class PPOObjective:
         """The row's sums over response tokens."""
         hidden_TD = role.hidden(row.forest)
         logprob_N = role.logprobs(hidden_TD, row.targets)
-        # As a metric alone it needs no gradient: one product with the output matrix, where a bonus takes two, or four if
-        # that matrix is trained.
+        # As a metric alone it needs no gradient: one product with the output matrix. A bonus takes two, or four if that
+        # matrix is trained.
         with nullcontext() if "entropy" in self.terms else torch.no_grad():
             entropy_N = role.entropies(hidden_TD, row.targets)
         losses = {
