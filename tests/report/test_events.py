@@ -73,6 +73,6 @@ def test_the_page_shows_what_happened_and_nothing_where_nothing_did(tmp_path: Pa
 
 
 def test_a_reason_in_a_log_cannot_become_markup(tmp_path: Path) -> None:
-    page = page_of(tmp_path, {"step": 1, "guard": "passed over", "skipped": "<script>alert(1)</script>"})
+    page = page_of(tmp_path, {"step": 1, "round": 0.0, "guard": "passed over", "skipped": "<script>alert(1)</script>"})
     assert "<script" not in page
     assert "&lt;script&gt;" in page

@@ -304,11 +304,14 @@ def test_after_going_back_the_round_of_the_damaged_policy_is_dropped(tmp_path: P
                 weight.data += 3.0 * torch.randn(weight.shape, generator=draw)
 
     loop.after_step = (shake,)
-    coefficients = []
-    loop.source.observe, observe = (  # type: ignore[method-assign]
-        lambda result: (observe(result), coefficients.append(loop.source.state_dict()["controller"]["coefficient"]))[0],
-        loop.source.observe,
-    )
+    coefficients: list[float] = []
+    observe = loop.source.observe
+
+    def listen(result: StepResult) -> None:
+        observe(result)
+        coefficients.append(loop.source.state_dict()["controller"]["coefficient"])
+
+    loop.source.observe = listen  # type: ignore[method-assign]
     loop.run()
     assert actions(tmp_path)[:4] == [(34, "skipped"), (35, "skipped"), (36, "skipped"), (37, "rewound")]
     assert events(tmp_path)[3]["rewound_to"] == 32

@@ -209,8 +209,7 @@ def test_what_it_went_back_to_is_not_trusted_where_the_next_step_is_not_usual_ei
         judged(guard, step, usual(loss=50.0))
         step += 1
     guard.rewound(step - 1, 90, good)
-    assert not guard.lost
-    assert guard.rewinds_left == SHORT.rewinds - 1
+    assert (guard.lost, guard.rewinds_left) == (False, SHORT.rewinds - 1)
     for _ in range(SHORT.rewind_after):
         judged(guard, step, usual(loss=50.0))
         step += 1
