@@ -220,13 +220,13 @@ def test_what_it_went_back_to_is_not_trusted_where_the_next_step_is_not_usual_ei
 def test_a_guard_goes_on_from_its_state_as_if_nothing_had_happened() -> None:
     whole, numbers = Guard(None, SHORT), list(clean_steps(3, drift=1.0, scatter=0.5))
     numbers[120] = usual(loss=50.0)
+    numbers[140:147] = [usual(gradient_norm=90.0)] * 7
     numbers[150:157] = [usual(loss=2.5, approximate_kl=0.4)] * 7
     found = []
     for step, one in enumerate(numbers[:300], 1):
-        if step % 7 == 0:
-            saved = json.loads(json.dumps(whole.state_dict()))  # as a checkpoint keeps it
-            whole = Guard(None, SHORT)
-            whole.load_state_dict(saved)
+        saved = json.loads(json.dumps(whole.state_dict()))  # as a checkpoint keeps it
+        whole = Guard(None, SHORT)
+        whole.load_state_dict(saved)
         found.append((judged(whole, step, one), whole.clip_bound(1.0), whole.lost))
     unbroken = Guard(None, SHORT)
     assert found == [
