@@ -360,9 +360,11 @@ def test_the_source_ends_after_its_rounds_and_counts_all_episodes() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: moved_source(prompts=6, samples=2),
-        lambda: moved_source(prompts=6, samples=2, scaling=True, clip=2.0),
-        lambda: moved_source(values=False, estimate=WITHOUT_VALUES["grpo"], prompts=6, samples=2, scaling=True),
+        lambda: moved_source(prompts=6, samples=2, minibatches=2),
+        lambda: moved_source(prompts=6, samples=2, minibatches=2, scaling=True, clip=2.0),
+        lambda: moved_source(
+            values=False, estimate=WITHOUT_VALUES["grpo"], prompts=6, samples=2, minibatches=2, scaling=True
+        ),
     ],
     ids=["gae", "gae scaled", "grpo scaled"],
 )
@@ -371,6 +373,7 @@ def test_a_half_used_round_resumes_with_the_same_rows(make: Callable[[], tuple[T
     source.next()
     source.observe(result())
     resumed.load_state_dict(source.state_dict())
+    rounds = []
     for _ in range(4):  # into the next round
         one, two = source.next(), resumed.next()
         assert one is not None
@@ -384,6 +387,8 @@ def test_a_half_used_round_resumes_with_the_same_rows(make: Callable[[], tuple[T
             assert torch.equal(left.targets.predictor_N, right.targets.predictor_N)
         source.observe(result())
         resumed.observe(result())
+        rounds.append(one.notes["round"])
+    assert rounds == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_too_few_prompts_say_which_setting_to_change() -> None:
