@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stackllama.errors import TrainingError
+from stackllama.errors import CheckpointError, TrainingError
 from stackllama.model.roles import LoRA, Role, Trunk
 from stackllama.objectives.base import Sums, Term
 from stackllama.objectives.sft import SftObjective
 from stackllama.tokens.batches import Batch, SftRow
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.sources import PlannedSource, sft_source
+from stackllama.train import checkpoint
 from stackllama.train.guard import Guard, Judgement
 from stackllama.train.loop import MOST_REFUSED, Loop, Settings
 from stackllama.train.metrics import JsonlLog, read_log
@@ -96,6 +98,19 @@ def test_resumed_equals_uninterrupted_to_the_bit_with_dropout_and_everything(tmp
         assert resumed.step == whole.step
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
         assert read_log(folder / "metrics.jsonl") == read_log(tmp_path / "whole_" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("key", ["weights", "optimizer", "source", "guard", "refused", "work", "random"])
+def test_a_checkpoint_of_another_version_is_told(tmp_path: Path, key: str) -> None:
+    with pytest.raises(StopHereError):
+        make_loop(tmp_path, stop_at=4).run()
+    found = checkpoint.load_latest(tmp_path / "checkpoints")
+    assert found is not None
+    step, state = found
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpoint.save(tmp_path / "checkpoints", step, {name: part for name, part in state.items() if name != key})
+    with pytest.raises(CheckpointError, match=rf"lacks '{key}'.*delete {tmp_path}"):
+        make_loop(tmp_path).run()
 
 
 def test_a_finished_loop_started_again_does_nothing(tmp_path: Path) -> None:

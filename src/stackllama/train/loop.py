@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from stackllama.errors import TrainingError
+from stackllama.errors import CheckpointError, TrainingError
 from stackllama.model.roles import Trunk
 from stackllama.objectives.base import Objective
 from stackllama.tokens.batches import Batch, Source, StepResult, on_device
@@ -202,11 +202,17 @@ class Loop(Generic[RowT]):
         if found is None:
             return None
         self.step, state = found
-        self._load_weights(state)
-        self.source.load_state_dict(state["source"])
-        self.guard.load_state_dict(state["guard"])
-        self._refused, self.work = state["refused"], state["work"]
-        return checkpoint.set_rng_state(state["random"])
+        try:
+            self._load_weights(state)
+            self.source.load_state_dict(state["source"])
+            self.guard.load_state_dict(state["guard"])
+            self._refused, self.work = state["refused"], state["work"]
+            return checkpoint.set_rng_state(state["random"])
+        except KeyError as missing:
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} in {self.folder} lacks {missing}: another version of this program "
+                f"made it; go on with that version, or delete {self.folder} to begin the stage anew"
+            ) from missing
 
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         self.trunk.load_state(self.objective.role, state["weights"])
