@@ -33,10 +33,9 @@ class EnoughError(Exception):
 def trunk_for(job: dict[str, Any], role: str) -> Trunk:
     """Random weights with the role that is trained."""
     base = gpu_side.model_of(LlamaForCausalLM, job, attn_implementation="forest")
-    if job["checkpointing"]:
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # its newer name, or its older one
     trunk = Trunk(base, precision=torch.bfloat16)
+    if job["checkpointing"]:
+        trunk.recompute_activations()
     if job["rank"]:
         trunk.add_adapter(role, LoRA(job["rank"], job["alpha"], 0.0, tuple(job["targets"])), seed=0)
     else:

@@ -20,8 +20,8 @@ from stackllama.model.flex import plan_flex
 from stackllama.tokens.forest import Forest
 
 LONG_SIGHT = 80
-"""Tokens that a token sees on average, from which flash kernels are faster than blocks on the CPU. Below it they take 0.6
-to 1.5 times as long, the longest for texts of 16 tokens; above it half to 0.8 times (decision 18).
+"""Tokens that a token sees on average, from which flash kernels are faster than blocks on the CPU. Below it they take
+0.6 to 1.5 times as long, the longest for texts of 16 tokens; above it half to 0.8 times (decision 18).
 """
 
 
