@@ -20,10 +20,6 @@ from stackllama.objectives import reward
 from stackllama.objectives.base import Objective
 from stackllama.objectives.sft import SftObjective
 from stackllama.tokens.batches import StepResult
-from stackllama.train.guard import Guard
-from stackllama.train.loop import Loop, Settings
-from stackllama.train.metrics import JsonlLog
-from stackllama.train.optim import make_optimizer
 
 
 class EnoughError(Exception):
@@ -62,19 +58,7 @@ def trained(job: dict[str, Any]) -> dict[str, Any]:
             raise EnoughError
 
     with tempfile.TemporaryDirectory() as name:
-        loop = Loop(
-            trunk=trunk,
-            objective=objective,
-            source=source,
-            optimizer=make_optimizer(trunk.trainable(role), learning_rate=job["learning_rate"]),
-            learning_rate=lambda _: job["learning_rate"],
-            guard=Guard(None),
-            settings=Settings(1.0, 10**9, 1),
-            folder=Path(name) / "checkpoints",
-            log=JsonlLog(Path(name) / "metrics.jsonl"),
-            title=role,
-            after_step=[after],
-        )
+        loop = ours_train.loop_for(job, trunk, objective, source, Path(name), after)
         try:
             loop.run()
         except EnoughError:

@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from ours_train import loop_for
 
 from stackllama.model import memory
 from stackllama.model.folder import load_model
@@ -30,10 +31,6 @@ from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
 from stackllama.tokens.batches import StepResult
 from stackllama.tokens.forest import Tree
-from stackllama.train.guard import Guard
-from stackllama.train.loop import Loop, Settings
-from stackllama.train.metrics import JsonlLog
-from stackllama.train.optim import make_optimizer
 
 NEVER = 5
 """A token that marks files of a repository: none of these runs draws it, so none ends early."""
@@ -97,20 +94,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         rounds = source(job, trunk)
-        log = JsonlLog(Path(name) / "metrics.jsonl")
-        Loop(
-            trunk=trunk,
-            objective=ppo.PPOObjective(clip=0.2, value=ppo.ValueLoss(0.2, 0.1)),
-            source=rounds,
-            optimizer=make_optimizer(trunk.trainable(POLICY), learning_rate=job["learning_rate"]),
-            learning_rate=lambda _: job["learning_rate"],
-            guard=Guard(None),
-            settings=Settings(1.0, 10**9, 1),
-            folder=Path(name) / "checkpoints",
-            log=log,
-            title=POLICY,
-            after_step=[after],
-        ).run()
+        objective = ppo.PPOObjective(clip=0.2, value=ppo.ValueLoss(0.2, 0.1))
+        loop_for(job, trunk, objective, rounds, Path(name), after).run()
         lengths = {
             json.loads(line)["length"] for line in (Path(name) / "metrics.jsonl").read_text("utf-8").splitlines()
         }

@@ -146,6 +146,30 @@ def trunk_for(job: dict[str, Any], role: str) -> Trunk:
     return trunk
 
 
+def loop_for(
+    job: dict[str, Any],
+    trunk: Trunk,
+    objective: Objective[Any],
+    source: Source[Any],
+    folder: Path,
+    after: Callable[[StepResult], None],
+) -> Loop[Any]:
+    """The loop of every run, at a constant rate, without checkpoints on the way."""
+    return Loop(
+        trunk=trunk,
+        objective=objective,
+        source=source,
+        optimizer=make_optimizer(trunk.trainable(objective.role), learning_rate=job["learning_rate"]),
+        learning_rate=lambda _: job["learning_rate"],
+        guard=Guard(None),
+        settings=Settings(1.0, 10**9, 1),
+        folder=folder / "checkpoints",
+        log=JsonlLog(folder / "metrics.jsonl"),
+        title=objective.role,
+        after_step=[after],
+    )
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     torch.set_num_threads(job["threads"])
@@ -163,19 +187,7 @@ def main() -> None:
         losses.append(result.loss)
 
     with tempfile.TemporaryDirectory() as name:
-        loop = Loop(
-            trunk=trunk,
-            objective=objective,
-            source=watched,
-            optimizer=make_optimizer(trunk.trainable(role), learning_rate=job["learning_rate"]),
-            learning_rate=lambda _: job["learning_rate"],
-            guard=Guard(None),
-            settings=Settings(1.0, 10**9, 1),
-            folder=Path(name) / "checkpoints",
-            log=JsonlLog(Path(name) / "metrics.jsonl"),
-            title=job["stage"],
-            after_step=[after],
-        )
+        loop = loop_for(job, trunk, objective, watched, Path(name), after)
         if "--profile" in sys.argv:
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 loop.run()

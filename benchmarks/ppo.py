@@ -26,10 +26,8 @@ better; `ppo_lora_memory`: less is better); and `precision`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +40,7 @@ from trl_environment import PPO, python_with_trl
 
 from stackllama.assembly import BF16_FEATURES
 from stackllama.environment import processor_features
-from train import LORA, VOCABULARY, models, run
+from train import LORA, VOCABULARY, parser_for, run, run_cases
 
 CASES = ("ppo_full", "ppo_lora", "ppo_full_grouped", "ppo_lora_grouped")
 EPISODES = {"full": 16, "lora": 8}
@@ -104,22 +102,5 @@ def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -
     return {case: median(ratios), f"{case}_memory": median(memories)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one pair of runs of each case, of one round that counts")
-    parser.add_argument("--pairs", type=int, help="pairs of runs of each case (5)")
-    parser.add_argument("--case", action="append", choices=CASES, help="only this case; may be repeated")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
-    options.pairs = options.pairs or (1 if options.quick else 5)
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as name:
-        there = models(Path(name))
-        for case in options.case or CASES:
-            found |= measure(case, there[case.split("_")[1]], options, Path(name))
-    precision = "bf16" if BF16_FEATURES & set(processor_features()) else "fp32"
-    print(json.dumps({**{name: round(value, 3) for name, value in found.items()}, "precision": precision}))
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(parser_for(__doc__, CASES).parse_args(), CASES, measure)

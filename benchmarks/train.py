@@ -30,7 +30,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,6 +59,8 @@ LORA = {
 STEP, LENGTH = 2048, 512
 """Tokens of an SFT step, and of TRL's rows."""
 VOCABULARY = 49152
+Measure = Callable[[str, Path, argparse.Namespace, Path], dict[str, float]]
+"""Of a case, its model, the options and a folder for what the sides are told: the ratios by name."""
 
 
 def models(folder: Path) -> dict[str, Path]:
@@ -172,22 +174,32 @@ def measure(case: str, model: Path, options: argparse.Namespace, folder: Path) -
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one pair of runs of each case")
+def parser_for(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
+    """What every benchmark of pairs may be asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one pair of short runs of each case")
     parser.add_argument("--pairs", type=int, help="pairs of runs of each case (5)")
-    parser.add_argument("--case", action="append", choices=CASES, help="only this case; may be repeated")
-    parser.add_argument("--profile", action="store_true", help="print our operators by processor time")
+    parser.add_argument("--case", action="append", choices=cases, help="only this case; may be repeated")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
+    return parser
+
+
+def run_cases(options: argparse.Namespace, cases: Sequence[str], measure: Measure) -> None:
+    """Measure the cases that are asked for, and print their ratios as the last line."""
     options.pairs = options.pairs or (1 if options.quick else 5)
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         there = models(Path(name))
-        for case in options.case or CASES:
+        for case in options.case or cases:
             found |= measure(case, there[case.split("_")[1]], options, Path(name))
     precision = "bf16" if BF16_FEATURES & set(processor_features()) else "fp32"
     print(json.dumps({**{name: round(value, 3) for name, value in found.items()}, "precision": precision}))
+
+
+def main() -> None:
+    parser = parser_for(__doc__, CASES)
+    parser.add_argument("--profile", action="store_true", help="print our operators by processor time")
+    run_cases(parser.parse_args(), CASES, measure)
 
 
 if __name__ == "__main__":
