@@ -1,0 +1,191 @@
+"""The whole of PPO against an implementation that shares nothing with it: losses, and each parameter's gradient."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from stackllama.model.roles import LoRA, Trunk
+from stackllama.objectives import kl, ppo, reward
+from stackllama.objectives.advantages import WITHOUT_VALUES
+from stackllama.objectives.scaling import ScoreShaping
+from stackllama.rollout.engine import Sampling
+from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
+from stackllama.tokens.batches import Batch, StepResult
+from stackllama.tokens.forest import Tree
+from tests.model.tiny import VOCABULARY, tiny_model
+from tests.objectives import independent
+from tests.objectives.independent import Sample, Terms
+
+EOS = 2
+ADAPTER = LoRA(4, 8.0, 0.0, ("q_proj", "v_proj", "up_proj", "down_proj"))
+SCALE = 2.0  # 8 / 4
+CLOSE = 1e-5
+"""Largest difference, as a share of the norm: what fp32 leaves of the float64 that it is compared with."""
+
+VARIANTS = {
+    "ppo": Terms(),
+    "ppo, all terms": Terms(
+        entropy_bonus=0.05, charge="loss", estimator="k3", price=0.3, gamma=0.9, lam=0.8, whiten=False
+    ),
+    "ppo, k3 in the reward": Terms(estimator="k3", value_clip=0.02, value_coefficient=1.0),
+    "rloo": Terms(advantage="rloo", whiten=False),
+    "grpo": Terms(advantage="grpo", charge="loss", estimator="k3", whiten=False),
+    "reinforce": Terms(advantage="reinforce", entropy_bonus=0.01),
+}
+
+
+def make_trunk(terms: Terms) -> Trunk:
+    """A policy and a reward model that both differ from the trunk."""
+    trunk = Trunk(tiny_model(), precision=torch.float32)
+    draw = torch.Generator().manual_seed(5)
+    for seed, role in enumerate((POLICY, "reward")):
+        trunk.add_adapter(role, ADAPTER, seed=seed)
+    if terms.advantage == "gae":
+        trunk.add_head(POLICY, ppo.HEAD, spread=0.1, seed=2)
+    trunk.add_head("reward", reward.HEAD, spread=0.1, seed=1)
+    for role in (POLICY, "reward"):
+        move(trunk, role, 0.05, draw)
+    return trunk
+
+
+def move(trunk: Trunk, role: str, size: float, draw: torch.Generator) -> None:
+    for parameter in trunk.trainable(role).values():
+        parameter.data += size * torch.randn(parameter.shape, generator=draw)
+
+
+def make_source(trunk: Trunk, terms: Terms) -> ExperienceSource:
+    draw = random.Random(0)
+    prompts = [Tree(tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(3, 9))), (), at) for at in range(6)]
+    settings = PPOSettings(
+        rounds=1,
+        prompts=6,
+        samples=4,
+        epochs=1,
+        minibatches=3,
+        gamma=terms.gamma,
+        gae_lambda=terms.lam,
+        whiten=terms.whiten,
+        missing_eos_penalty=terms.missing_eos_penalty,
+        kl_in_reward=terms.charge == "reward",
+        kl_stop=None,
+        row_tokens=64,
+    )
+    return ExperienceSource(
+        trunk,
+        prompts,
+        settings=settings,
+        sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
+        controller=kl.FixedController(terms.price),
+        estimator=kl.ESTIMATORS[terms.estimator],
+        shaping=ScoreShaping(scaling=False, clip=None),
+        estimate=WITHOUT_VALUES.get(terms.advantage),
+        reward_role="reward",
+    )
+
+
+def samples_of(batch: Batch[ppo.PPORow]) -> list[Sample]:
+    """The responses of a minibatch, in the order of its rows."""
+    found = []
+    for row in batch.rows:
+        tokens = row.forest.tokens_T.tolist()
+        found += [
+            Sample(tuple(tokens[one.root_start : one.root_stop]), tuple(tokens[one.start : one.stop]))
+            for one in row.forest.branches
+        ]
+    return found
+
+
+def ours(trunk: Trunk, terms: Terms, batch: Batch[ppo.PPORow]) -> tuple[float, dict[str, Tensor]]:
+    """The loss of a minibatch, and the gradient of each parameter, as the loop makes them."""
+    objective = ppo.PPOObjective(
+        clip=terms.clip,
+        value=ppo.ValueLoss(terms.value_clip, terms.value_coefficient) if terms.advantage == "gae" else None,
+        entropy_bonus=terms.entropy_bonus,
+        kl_coefficient=terms.price if terms.charge == "loss" else 0.0,
+    )
+    own, total = trunk.trainable(POLICY), 0.0
+    for parameter in own.values():
+        parameter.grad = None
+    with trunk.use(POLICY, training=True) as policy:
+        for row in batch.rows:
+            found = objective(policy, row).losses
+            parts = [
+                found[name] * term.coefficient / batch.counts[term.count] for name, term in objective.terms.items()
+            ]
+            torch.stack(parts).sum().backward()
+            total += float(sum(part.detach() for part in parts))
+    return total, {name: parameter.grad for name, parameter in own.items() if parameter.grad is not None}
+
+
+class Other:
+    """The same batch by the independent implementation, from the weights that `ours` has."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.model = tiny_model(attention="eager").double().requires_grad_(False)
+        self.head = ppo.HEAD if terms.advantage == "gae" else None
+
+    def leaves(self, trunk: Trunk, role: str) -> dict[str, Tensor]:
+        return {name: tensor.double().clone().requires_grad_() for name, tensor in trunk.state(role).items()}
+
+    @torch.no_grad()
+    def experience(self, trunk: Trunk, minibatches: Sequence[Sequence[Sample]]) -> list[list[independent.Old]]:
+        samples = [one for each in minibatches for one in each]
+        ended = [
+            Sample(one.prompt, one.response if one.response[-1] == EOS else (*one.response, EOS)) for one in samples
+        ]
+        scores = independent.read(self.model, self.leaves(trunk, "reward"), ended, scale=SCALE, head=reward.HEAD)
+        found = independent.experience(
+            samples,
+            independent.read(self.model, self.leaves(trunk, POLICY), samples, scale=SCALE, head=self.head),
+            independent.read(self.model, None, samples, scale=SCALE, head=None),
+            [float(one.head_at_end) for one in scores if one.head_at_end is not None],
+            self.terms,
+            eos=EOS,
+        )
+        taken = iter(found)
+        return [[next(taken) for _ in each] for each in minibatches]
+
+    def loss(
+        self, trunk: Trunk, samples: Sequence[Sample], old: Sequence[independent.Old]
+    ) -> tuple[float, Mapping[str, Tensor], list[float]]:
+        """The loss, the gradient of each parameter, and the ratio of each token."""
+        leaves = self.leaves(trunk, POLICY)
+        now = independent.read(self.model, leaves, samples, scale=SCALE, head=self.head)
+        ratios = torch.cat([(one.logprob_T - o.logprob_T).exp() for one, o in zip(now, old, strict=True)]).tolist()
+        loss = independent.loss(now, old, self.terms)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return float(loss.detach()), dict(zip(leaves, gradients, strict=True)), ratios
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["first step", "after steps"])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_loss_and_gradients_are_those_of_an_independent_implementation(variant: str, moved: bool) -> None:
+    terms = VARIANTS[variant]
+    trunk, other = make_trunk(terms), Other(terms)
+    source = make_source(trunk, terms)
+    minibatches = []
+    while (batch := source.next()) is not None:
+        minibatches.append(batch)
+        source.observe(StepResult(1, 0.0, {}, 0.0, None))
+    samples = [samples_of(batch) for batch in minibatches]
+    cut = [one.response[-1] != EOS for each in samples for one in each]
+    assert len(cut) == 24
+    assert 0 < sum(cut) < 24
+    old = other.experience(trunk, samples)
+    if moved:
+        move(trunk, POLICY, 0.02, torch.Generator().manual_seed(9))
+    for batch, mine, before in zip(minibatches, samples, old, strict=True):
+        loss, gradients = ours(trunk, terms, batch)
+        expected, wanted, ratios = other.loss(trunk, mine, before)
+        outside = sum(abs(ratio - 1) > terms.clip for ratio in ratios)
+        assert 0 < outside < len(ratios) if moved else outside == 0
+        assert loss == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
+        assert gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            assert (gradient.double() - wanted[name]).norm() <= CLOSE * wanted[name].norm(), name
