@@ -124,6 +124,7 @@ def test_plain_documents_end_after_sft(journal: list[str], capsys: Capture) -> N
         (["run", "quickstart", "--ppo.kl.target", "-3"], "--ppo.kl.target: ppo.kl.target = -3"),
         (["run", "quickstart", "--ppo.kl.target"], "--ppo.kl.target needs a value"),
         (["run", "quickstart", "--ppo.kl.target", "--seed=1"], "--ppo.kl.target needs a value"),
+        (["ppo", "quickstart", "--ppo.top_p", "0.9"], "--ppo.top_p: ppo.top_p is refused: PPO samples from the policy"),
         (["run", "nope.yaml"], "nope.yaml does not exist"),
         (["report", "nope"], "nope is not a run"),
         (["chat", "nope"], "nope is not a run"),

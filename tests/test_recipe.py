@@ -12,7 +12,16 @@ from pydantic import ValidationError
 
 from stackllama.errors import RecipeError
 from stackllama.recipe import Recipe, is_size
-from stackllama.recipe_load import find_recipe, flatten, known_keys, load_recipe, packaged_recipes, section_of, to_yaml
+from stackllama.recipe_load import (
+    REFUSED,
+    find_recipe,
+    flatten,
+    known_keys,
+    load_recipe,
+    packaged_recipes,
+    section_of,
+    to_yaml,
+)
 from stackllama.recipe_reference import reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +111,36 @@ def test_a_key_in_the_wrong_section_is_found_in_the_right_one(tmp_path: Path) ->
 def test_an_unknown_key_that_resembles_none_lists_what_is_allowed(tmp_path: Path) -> None:
     message = problem(tmp_path, SMALL + "zzz: 1")
     assert "allowed here: name, folder, seed, base" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("top_p", "ppo.kl.coefficient"),
+        ("top_k", "ppo.reward_clip"),
+        ("temperature", "train SFT longer"),
+        ("min_length", "ppo.missing_eos_penalty"),
+        ("min_new_tokens", "reward.length_penalty"),
+        ("suppress_eos", "ppo.missing_eos_penalty"),
+        ("repetition_penalty", "ppo.watch.limits.repetition"),
+    ],
+)
+def test_settings_that_would_bias_the_ratio_are_refused_with_the_reason(
+    tmp_path: Path, name: str, instead: str
+) -> None:
+    message = problem(tmp_path, SMALL + f"ppo: {{{name}: 1}}")
+    assert message.startswith(f"{tmp_path / 'try.yaml'}:2: ppo.{name} is refused: PPO samples from the policy itself")
+    assert "another distribution" in message
+    assert instead in message
+    assert problem(tmp_path, SMALL, **{f"ppo__{name}": "1"}).startswith(f"--ppo.{name}: ppo.{name} is refused")
+    assert "is not a key of a recipe" in problem(tmp_path, SMALL + f"sft: {{{name}: 1}}")
+
+
+def test_what_a_refusal_names_instead_exists() -> None:
+    keys = {key for key, _ in known_keys()}
+    named = {key for reason in REFUSED.values() for key in re.findall(r"\b(?:ppo|reward)\.[a-z_.]*[a-z]", reason)}
+    assert len(named) > 4
+    assert named <= keys
 
 
 @pytest.mark.parametrize(

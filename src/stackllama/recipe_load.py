@@ -24,6 +24,30 @@ MAX_BYTES = 1 << 20
 """A recipe is a page of text; anything larger is some other file."""
 _SHOWN = 80  # characters of a value in a message
 
+_ANOTHER = (
+    "PPO samples from the policy itself (temperature 1, every token): the ratio and the KL are made of the policy's "
+    "probabilities, and would be of another distribution than the one that was sampled from"
+)
+_LENGTH = (
+    f"{_ANOTHER}. Let the reward ask for an end: ppo.missing_eos_penalty for answers that run on, reward.length_penalty "
+    "for a reward model that likes length"
+)
+_WILD = (
+    f"{_ANOTHER}. Where samples are too wild, train SFT longer, raise ppo.kl.coefficient, or bound scores by "
+    "ppo.reward_clip"
+)
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p", "do_sample", "num_beams"), _WILD),
+    **dict.fromkeys(
+        ("repetition_penalty", "no_repeat_ngram_size", "logit_bias", "bad_words"),
+        f"{_ANOTHER}. Repetition is watched and ends the training: ppo.watch.limits.repetition",
+    ),
+    **dict.fromkeys(
+        ("min_length", "min_new_tokens", "min_tokens", "suppress_eos", "suppress_tokens", "ignore_eos"), _LENGTH
+    ),
+}
+"""Settings of the `ppo` section that other programs have and this one refuses -> why, and what to do instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -221,7 +245,10 @@ def _explain(error: ValidationError, origin: Origin) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
         place = origin.of(key)
-        if problem["type"] == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        if problem["type"] == "extra_forbidden" and section == "ppo" and name in REFUSED:
+            yield f"{place}: {key} is refused: {REFUSED[name]}"
+        elif problem["type"] == "extra_forbidden":
             yield f"{place}: {key} is not a key of a recipe{_nearest(key, fields)}"
         elif problem["type"] == "missing":
             yield f"{place}: {key} is missing: {fields[key].description}"
