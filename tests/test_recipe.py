@@ -225,6 +225,8 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {advantage: reinforce, samples_per_prompt: 1}",
         "ppo: {advantage: grpo, kl: {charge: loss, controller: fixed, estimator: k3, coefficient: 0.04}}",
         "ppo: {reward_scaling: true, reward_clip: 5, entropy_bonus: 0.01}",
+        "ppo: {kl: {controller: stop, coefficient: 0, target: 3}, watch: {kl_bound: 2}}",
+        "ppo: {kl: {controller: stop, charge: loss, estimator: k3, horizon: 1}}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:

@@ -380,6 +380,8 @@ def kl_controller(recipe: Recipe) -> kl.Controller:
     section = recipe.ppo.kl
     if section.controller == "fixed":
         return kl.FixedController(section.coefficient)
+    if section.controller == "stop":
+        return kl.StoppingController(section.coefficient, section.target)
     return kl.AdaptiveController(section.coefficient, section.target, section.horizon)
 
 

@@ -270,11 +270,17 @@ class Reward(Optimization):
 class KL(Section):
     """The penalty that keeps the policy near the SFT model."""
 
-    controller: Literal["adaptive", "fixed"] = Field("adaptive", description="Steer the coefficient, or keep it.")
+    controller: Literal["adaptive", "fixed", "stop"] = Field(
+        "adaptive",
+        description="Steer the coefficient to the target, keep it (fixed), or keep it and end the training after the "
+        "batch whose KL has reached the target (stop).",
+    )
     coefficient: float = Field(
         0.2, ge=0, description="Reward taken off per nat of KL at the start (the original: 0.2)."
     )
-    target: float = Field(6.0, gt=0, description="KL of a response that the controller steers to, in nats.")
+    target: float = Field(
+        6.0, gt=0, description="KL of a response that the controller steers to, or stops at, in nats."
+    )
     horizon: float = Field(10_000.0, gt=0, description="Episodes over which the controller acts; less is faster.")
     estimator: Literal["k1", "k3"] = Field(
         "k1", description="Penalty of a token: log ratio (k1, unbiased), or ratio - 1 - log ratio (k3, never negative)."
@@ -282,7 +288,7 @@ class KL(Section):
     charge: Literal["reward", "loss"] = Field(
         "reward",
         description="Where the KL is charged: in each token's reward, or as a term of the loss (as GRPO's paper has "
-        "it; the controller is then `fixed` and the estimator k3).",
+        "it; the controller is then `fixed` or `stop`, and the estimator k3).",
     )
 
 
@@ -555,7 +561,7 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
     yield from _advantage_contradictions(ppo)
     if ppo.kl.charge == "loss":
         yield from _kl_loss_contradictions(ppo.kl)
-    if ppo.kl.controller == "fixed":
+    if ppo.kl.controller != "adaptive":
         return
     bound = ppo.watch.kl_bound
     if ppo.watch.every is not None and bound is not None and bound < ppo.kl.target:
@@ -607,8 +613,8 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
 
 
 def _kl_loss_contradictions(kl: KL) -> Iterator[str]:
-    if kl.controller != "fixed":
-        yield f"ppo.kl.charge = loss has a fixed price: set ppo.kl.controller = {kl.controller} to fixed"
+    if kl.controller == "adaptive":
+        yield f"ppo.kl.charge = loss has a fixed price: set ppo.kl.controller = {kl.controller} to fixed or stop"
     if kl.estimator != "k3":
         # The mean of k1's gradient over the policy's own samples is 0, whatever the reference.
         yield f"ppo.kl.charge = loss cannot minimize ppo.kl.estimator = {kl.estimator}; set it to k3"

@@ -29,8 +29,8 @@ _ANOTHER = (
     "probabilities, and would be of another distribution than the one that was sampled from"
 )
 _LENGTH = (
-    f"{_ANOTHER}. Let the reward ask for an end: ppo.missing_eos_penalty for answers that run on, reward.length_penalty "
-    "for a reward model that likes length"
+    f"{_ANOTHER}. Let the reward ask for an end: ppo.missing_eos_penalty for answers that run on, "
+    "reward.length_penalty for a reward model that likes length"
 )
 _WILD = (
     f"{_ANOTHER}. Where samples are too wild, train SFT longer, raise ppo.kl.coefficient, or bound scores by "

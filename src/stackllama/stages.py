@@ -314,7 +314,10 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             shown=("reward", "kl", "length", "kl_coefficient"),
             limits={"ratio_mean": recipe.ppo.ratio_guard},
         )
-        seen = leave_best(watched, trunk) if watched else {"steps": recipe.ppo.steps}
+        if source.stopped is not None:
+            print(f"ppo: stopped after {source.between_rounds} of {recipe.ppo.steps} rounds: {source.stopped}")
+        unwatched = {"steps": source.between_rounds, "stopped_because": source.stopped}
+        seen = leave_best(watched, trunk) if watched else unwatched
         save_role(folder / FINAL, trunk, POLICY, head=head, trunk_hash=assembled.trunk_hash)
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, **seen}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}

@@ -113,7 +113,9 @@ class PPONumbers(Part):
     episodes_per_second: float | None = _number("Responses sampled and learned from, per second of the stage's steps.")
     steps: int | None = _number("Batches sampled and learned from.")
     alarms: int | None = _number("Evaluations during training that raised an alarm (see the metrics glossary).")
-    stopped_because: str | None = _text("The alarm that ended training before its last batch.")
+    stopped_because: str | None = _text(
+        "Why training ended before its last batch: an alarm, or a KL that reached its target."
+    )
     chosen_step: int | None = _number("Optimizer step whose weights PPO left.")
     chosen_because: str | None = _text("Why these weights.")
 

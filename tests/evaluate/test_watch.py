@@ -50,17 +50,22 @@ class Short:
 
     unit, total_work = "episodes", 18
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
         self.step = 0
 
     @property
     def between_rounds(self) -> int | None:
         return None if self.step % ROUND else self.step // ROUND
 
+    @property
+    def stopped(self) -> str | None:
+        return None if self.stop_after is None or self.step < ROUND * self.stop_after else "enough"
+
     def prepare(self) -> None: ...
 
     def next(self) -> Batch[PPORow] | None:
-        return None if self.step == self.total_work else Batch((), {}, 1, {})
+        return None if self.step == self.total_work or self.stopped is not None else Batch((), {}, 1, {})
 
     def observe(self, result: StepResult) -> None:
         self.step += 1
@@ -167,6 +172,23 @@ def test_an_alarm_ends_the_training_and_the_best_without_one_is_left(tmp_path: P
     ]
     assert [line.get("alarms") for line in read_log(watching.path)] == [None, None, watching.watched.stopped]
     assert watching.watched.choice().step == 6
+
+
+@pytest.mark.parametrize("alarm", [False, True])
+def test_where_the_source_stops_the_policy_is_looked_at_once_more(tmp_path: Path, alarm: bool) -> None:
+    watching = Watching(tmp_path, RISING | {3: seen(9, 1, factor=3) if alarm else seen(9, 1)})
+    watching.short.stop_after = 3
+    assert watching.train() == 9
+    assert watching.looked == [(0, REFERENCE), (6, POLICY), (9, POLICY)]
+    assert watching.watched.stopped == "enough"
+    assert watching.watched.rounds == 3
+    assert [text.partition(" at")[0] for text in watching.told] == ["alarm"] * alarm  # and no "stopped by that alarm"
+    assert watching.watched.choice().step == (6 if alarm else 9)
+    resumed = Watching(tmp_path, RISING)
+    resumed.short.stop_after = 3
+    resumed.watched.load_state_dict(watching.watched.state_dict())
+    assert resumed.train() == 0
+    assert (resumed.watched.stopped, resumed.looked) == ("enough", [])
 
 
 def test_an_alarm_that_stops_nothing_is_told_and_not_chosen(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stackllama.errors import CheckpointError, TrainingError
-from stackllama.objectives.kl import ESTIMATORS, AdaptiveController, Controller, FixedController
+from stackllama.objectives.kl import ESTIMATORS, AdaptiveController, Controller, FixedController, StoppingController
 
 # Two distributions over four tokens. KL(policy, reference) = sum p log(p / q)
 #   = 1/2 log 2 + 1/4 log 1 + 1/8 log 1/2 + 1/8 log 1/2 = (1/2 - 1/8 - 1/8) log 2 = log(2) / 4
@@ -90,6 +90,15 @@ def test_fixed_controller_stays() -> None:
         FixedController(-1)
 
 
+def test_a_stopping_controller_keeps_its_price_and_says_where_to_stop() -> None:
+    controller = StoppingController(0.0, target=6)
+    controller.update(100.0, 64)
+    assert (controller.coefficient, controller.stop_at) == (0.0, 6)
+    assert FixedController(0.1).stop_at is AdaptiveController(0.2, target=6, horizon=100).stop_at is None
+    with pytest.raises(ValueError, match="target is 0"):
+        StoppingController(0.1, target=0)
+
+
 def test_a_resumed_controller_goes_on_exactly() -> None:
     first = AdaptiveController(0.2, target=6, horizon=10_000)
     for kl in (3.3, 7.1, 9.0):
@@ -101,7 +110,10 @@ def test_a_resumed_controller_goes_on_exactly() -> None:
     assert first.coefficient == second.coefficient != 0.2
 
 
-@pytest.mark.parametrize("controller", [AdaptiveController(0.2, target=6, horizon=100), FixedController(0.2)])
+@pytest.mark.parametrize(
+    "controller",
+    [AdaptiveController(0.2, target=6, horizon=100), FixedController(0.2), StoppingController(0.2, target=6)],
+)
 def test_each_key_of_a_state_is_missed(controller: Controller) -> None:
     state = controller.state_dict()
     controller.load_state_dict(state)
@@ -119,3 +131,5 @@ def test_a_state_of_other_settings_is_refused() -> None:
         AdaptiveController(0.2, target=3, horizon=100).load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"coefficient 0\.1, now it is 0\.2"):
         FixedController(0.2).load_state_dict({"coefficient": 0.1})
+    with pytest.raises(CheckpointError, match=r"target 6, now it is 5"):
+        StoppingController(0.2, target=5).load_state_dict(StoppingController(0.2, target=6).state_dict())

@@ -139,7 +139,7 @@ def test_the_page_shows_figures_choice_stop_and_alarms(run: Path) -> None:
     page = write_report(run).read_text("utf-8")
     text = re.sub(r"\s+", " ", words(page))
     assert "The policy has the weights of step 80: the judge scores it highest." in text
-    assert "An alarm ended the training before its last batch: answers grew." in text
+    assert "The training ended before its last batch: answers grew." in text
     assert "160 answers went from 17 to 38 tokens (limit: a factor of 2) <b>" in text
     assert "<b>" not in re.findall(r"factor of 2\) (.{3})", page)
     assert page.count('class="plot"') == 1 + len(MEASURES)

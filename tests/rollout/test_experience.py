@@ -48,6 +48,7 @@ def make_source(
     scaling: bool = False,
     clip: float | None = None,
     estimate: Estimate | None = None,
+    controller: kl.Controller | None = None,
     **changes: Any,
 ) -> ExperienceSource:
     draw = random.Random(0)
@@ -73,7 +74,7 @@ def make_source(
         prompts,
         settings=PPOSettings(**(numbers | changes)),
         sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
-        controller=kl.AdaptiveController(0.2, target, 1000.0),
+        controller=controller or kl.AdaptiveController(0.2, target, 1000.0),
         estimator=kl.k1,
         shaping=ScoreShaping(scaling=scaling, clip=clip),
         estimate=estimate,
@@ -346,6 +347,44 @@ def test_rounds_that_moved_too_far_are_cut_short_and_still_counted() -> None:
         source.observe(result(approximate_kl=0.2))
     assert rounds == [0.0, 1.0, 2.0]
     assert work == source.total_work == 36
+
+
+def run_out(trunk: Trunk, source: ExperienceSource, *, leave_at: int | None = None) -> list[dict[str, float]]:
+    """The notes of every batch; the policy leaves the reference before round `leave_at`."""
+    notes = []
+    while (batch := source.next()) is not None:
+        notes.append(dict(batch.notes))
+        source.observe(result())
+        if source.between_rounds == leave_at:
+            for parameter in trunk.trainable(POLICY).values():
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+    return notes
+
+
+def test_it_stops_after_the_round_whose_kl_has_reached_the_target() -> None:
+    trunk = make_trunk()
+    source = make_source(trunk, controller=kl.StoppingController(0.3, 0.2), rounds=5, epochs=1)
+    notes = run_out(trunk, source, leave_at=1)
+    # The policy is the reference in round 0, and another one in round 1, all of whose two minibatches are learned.
+    assert [(note["round"], note["kl_target_reached"]) for note in notes] == [(0, 0), (0, 0), (1, 1), (1, 1)]
+    assert notes[0]["kl"] == 0.0
+    assert notes[2]["kl"] >= 0.2
+    assert {note["kl_coefficient"] for note in notes} == {0.3}
+    said = f"the KL of round 1 is {notes[2]['kl']:.2f} nats, which reaches ppo.kl.target = 0.2"
+    assert source.stopped == said
+    resumed = make_source(trunk, controller=kl.StoppingController(0.3, 0.2), rounds=5, epochs=1)
+    resumed.load_state_dict(source.state_dict())
+    assert resumed.next() is None
+    assert (resumed.stopped, resumed.between_rounds) == (said, 2)
+
+
+def test_a_target_reached_in_the_last_round_stops_nothing() -> None:
+    trunk = make_trunk()
+    source = make_source(trunk, controller=kl.StoppingController(0.3, 0.2), rounds=2, epochs=1)
+    assert run_out(trunk, source, leave_at=1)[-1]["kl_target_reached"] == 1.0
+    assert source.stopped is None
+    plain = make_source(trunk, rounds=2, epochs=1)
+    assert "kl_target_reached" not in run_out(trunk, plain)[-1]
 
 
 def test_the_source_ends_after_its_rounds_and_counts_all_episodes() -> None:

@@ -56,6 +56,10 @@ class Rounds(Source[PPORow], Protocol):
     def between_rounds(self) -> int | None:
         """How many rounds have ended, where the next batch begins another; None in the middle of one."""
 
+    @property
+    def stopped(self) -> str | None:
+        """Why it ended before its last round, or None."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -159,8 +163,13 @@ class Watched:
 
     @property
     def stopped(self) -> str | None:
-        """Why the training ended before its last round, or None."""
-        if not self._settings.stop or self.rounds == self._settings.rounds:
+        """Why the training ended before its last round, or None: the source said so, or an alarm."""
+        return self._source.stopped or self._ending_alarm
+
+    @property
+    def _ending_alarm(self) -> str | None:
+        """The alarm that ended the training before its last round, or None."""
+        if not self._settings.stop or self.rounds == self._settings.rounds or self._source.stopped is not None:
             return None
         return "; ".join(self._alarms(self._records[-1])) or None if self._records else None
 
@@ -229,7 +238,8 @@ class Watched:
     def _is_due(self, ended: int) -> bool:
         if self._records and self._records[-1].rounds == ended:
             return False
-        return ended % self._settings.every == 0 or ended == self._settings.rounds
+        last = ended == self._settings.rounds or self._source.stopped is not None
+        return last or ended % self._settings.every == 0
 
     def _evaluate(self, ended: int) -> None:
         if self._sft is None:  # before the first round, when the policy is the SFT model still
@@ -245,7 +255,7 @@ class Watched:
         self._log.append(**self._lines[-1])
         for reason in found:
             self._tell(f"alarm at step {record.step}: {reason}")
-        if self.stopped is not None:
+        if self._ending_alarm is not None:
             self._tell(f"stopped by that alarm after {ended} of {self._settings.rounds} rounds")
         if self._best() is record:
             self._kept = {name: tensor.detach().cpu().clone() for name, tensor in self._weights().items()}

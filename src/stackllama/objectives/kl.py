@@ -47,6 +47,10 @@ class Controller(Protocol):
     def coefficient(self) -> float:
         """Reward per nat."""
 
+    @property
+    def stop_at(self) -> float | None:
+        """KL, in nats per response, at which training is to end; None: it is never ended by its KL."""
+
     def update(self, kl: float, n: int) -> None:
         """Take in the KL (nats per response) measured over `n` episodes."""
 
@@ -64,6 +68,8 @@ class AdaptiveController:
     so many episodes at a clipped error the price has changed by 22%. Source: Ziegler et al. 2019, "Fine-tuning language
     models from human preferences", section 2.2.
     """
+
+    stop_at: float | None = None
 
     def __init__(self, coefficient: float, target: float, horizon: float) -> None:
         for name, number in (("coefficient", coefficient), ("target", target), ("horizon", horizon)):
@@ -102,6 +108,8 @@ class AdaptiveController:
 class FixedController:
     """Keeps the price as it is. coefficient: reward per nat, >= 0."""
 
+    stop_at: float | None = None
+
     def __init__(self, coefficient: float) -> None:
         _require("coefficient", coefficient, coefficient >= 0, "a number of at least 0")
         self.coefficient = coefficient
@@ -117,6 +125,35 @@ class FixedController:
         """Check a `state_dict`. Raises CheckpointError for missing or unknown keys, or another coefficient."""
         _require_keys(state, ("coefficient",))
         _require_same("coefficient", state["coefficient"], self.coefficient)
+
+
+class StoppingController:
+    """Keeps the price as it is, and lets training end where the KL has reached its target.
+
+    coefficient: reward per nat, >= 0. target: nats per response, > 0. What may be spent is said in nats, not as a price
+    of which nobody knows where it leads. Source: early stopping on KL, as Gao et al. 2023, "Scaling laws for reward
+    model overoptimization", compare policies at equal KL.
+    """
+
+    def __init__(self, coefficient: float, target: float) -> None:
+        _require("coefficient", coefficient, coefficient >= 0, "a number of at least 0")
+        _require("target", target, target > 0, "a number above 0")
+        self.coefficient = coefficient
+        self.stop_at: float | None = target
+
+    def update(self, kl: float, n: int) -> None:
+        """Do nothing: whoever samples looks at `stop_at`."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Give price and target, to be compared."""
+        assert self.stop_at is not None, "a target that was taken away"
+        return {"coefficient": self.coefficient, "target": self.stop_at}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Check a `state_dict`. Raises CheckpointError for missing or unknown keys, or another price or target."""
+        _require_keys(state, ("coefficient", "target"))
+        for name, given in self.state_dict().items():
+            _require_same(name, state[name], given)
 
 
 def _require(name: str, number: float, allowed: bool, what: str) -> None:

@@ -70,12 +70,12 @@ def figures_of(log: Log, recipe: Mapping[str, Any], *, chosen: float | None) -> 
 
 
 def words(summary: Mapping[str, Any]) -> list[str]:
-    """What became of the training, in sentences: whether an alarm stopped it, and which weights it left."""
+    """What became of the training, in sentences: what stopped it before its end, and which weights it left."""
     ppo = summary.get("ppo")
     texts = ppo if isinstance(ppo, Mapping) else {}
     said, step = [], number(summary, "ppo", "chosen_step")
     if isinstance(stopped := texts.get("stopped_because"), str):
-        said.append(f"An alarm ended the training before its last batch: {stopped}.")
+        said.append(f"The training ended before its last batch: {stopped}.")
     if step is not None and isinstance(reason := texts.get("chosen_because"), str):
         said.append(f"The policy has the weights of step {step:,.0f}: {reason}.")
     return said

@@ -152,11 +152,22 @@ class ExperienceSource:
         self._notes: dict[str, float] = {}
         self._unreported = 0
         self._broken = 0
+        self._reached: float | None = None
 
     @property
     def between_rounds(self) -> int | None:
         """How many rounds have ended, where the next batch begins another; None in the middle of one."""
         return None if self._plan else self._round
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it ended before its last round, or None: its KL had reached what the controller stops at."""
+        if self._reached is None or self._round == self._settings.rounds:
+            return None
+        return (
+            f"the KL of round {self._round - 1} is {self._reached:.2f} nats, which reaches ppo.kl.target = "
+            f"{self._controller.stop_at:g}"
+        )
 
     def prepare(self) -> None:
         """Nothing: a round may end early, and the next one is sampled by the policy that this one leaves."""
@@ -169,7 +180,7 @@ class ExperienceSource:
             TrainingError: when the scores of more than `MOST_BROKEN` rounds in a row are not finite.
         """
         if not self._plan:
-            if self._round == self._settings.rounds:
+            if self._round == self._settings.rounds or self._reached is not None:
                 return None
             unusable = self._begin_round()
             if unusable is not None:
@@ -183,8 +194,8 @@ class ExperienceSource:
         return Batch(rows, {"tokens": tokens}, work, self._notes)
 
     def observe(self, result: StepResult) -> None:
-        """Drop the rest of a round that moved too far, or whose policy is no more; adapt the KL coefficient at the
-        round's end.
+        """Drop the rest of a round that moved too far, or whose policy is no more; at the round's end adapt the KL
+        coefficient, or end here, as the controller says.
 
         After going back, old log-probabilities, advantages and KL belong to weights that are gone.
         """
@@ -196,6 +207,8 @@ class ExperienceSource:
         if not self._plan:
             if math.isfinite(kl := self._notes.get("kl", math.nan)):
                 self._controller.update(kl, self._settings.prompts * self._settings.samples)
+                if self._controller.stop_at is not None and kl >= self._controller.stop_at:
+                    self._reached = kl
             self._round += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,6 +221,7 @@ class ExperienceSource:
             "notes": self._notes,
             "unreported": self._unreported,
             "broken": self._broken,
+            "reached": self._reached,
             "rows": [_row_state(row) for row in self._rows],
         }
 
@@ -220,6 +234,7 @@ class ExperienceSource:
         self._notes = dict(state["notes"])
         self._unreported = state["unreported"]
         self._broken = state["broken"]
+        self._reached = state["reached"]
         self._rows = [_row_from_state(saved) for saved in state["rows"]]
 
     def _begin_round(self) -> str | None:
@@ -331,6 +346,8 @@ class ExperienceSource:
             "sampler_difference": float((sampled_M - logprob_M).abs().mean()),
             **shaping,
         }
+        if self._controller.stop_at is not None:
+            notes |= {"kl_target_reached": float(notes["kl"] >= self._controller.stop_at)}
         if value_M is not None and return_M is not None:
             residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
             notes |= {"explained_variance": 1.0 - float(residual)}
