@@ -227,6 +227,8 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {reward_scaling: true, reward_clip: 5, entropy_bonus: 0.01}",
         "ppo: {kl: {controller: stop, coefficient: 0, target: 3}, watch: {kl_bound: 2}}",
         "ppo: {kl: {controller: stop, charge: loss, estimator: k3, horizon: 1}}",
+        "ppo: {kl: {controller: fixed, charge: loss, estimator: k2}}",
+        "ppo: {kl: {estimator: k2}}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:

@@ -372,6 +372,7 @@ def ppo_objective(recipe: Recipe) -> ppo.PPOObjective:
         value=ppo.ValueLoss(section.value_clip, section.value_coefficient) if has_value_head(recipe) else None,
         entropy_bonus=section.entropy_bonus,
         kl_coefficient=section.kl.coefficient if section.kl.charge == "loss" else 0.0,
+        kl_estimator=kl.ESTIMATORS[section.kl.estimator],
     )
 
 

@@ -282,13 +282,15 @@ class KL(Section):
         6.0, gt=0, description="KL of a response that the controller steers to, or stops at, in nats."
     )
     horizon: float = Field(10_000.0, gt=0, description="Episodes over which the controller acts; less is faster.")
-    estimator: Literal["k1", "k3"] = Field(
-        "k1", description="Penalty of a token: log ratio (k1, unbiased), or ratio - 1 - log ratio (k3, never negative)."
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1",
+        description="Penalty of a token: log ratio (k1, unbiased), half its square (k2, never negative), or ratio - 1 "
+        "- log ratio (k3, both).",
     )
     charge: Literal["reward", "loss"] = Field(
         "reward",
         description="Where the KL is charged: in each token's reward, or as a term of the loss (as GRPO's paper has "
-        "it; the controller is then `fixed` or `stop`, and the estimator k3).",
+        "it; the controller is then `fixed` or `stop`, and the estimator k2 or k3).",
     )
 
 
@@ -615,9 +617,9 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
 def _kl_loss_contradictions(kl: KL) -> Iterator[str]:
     if kl.controller == "adaptive":
         yield f"ppo.kl.charge = loss has a fixed price: set ppo.kl.controller = {kl.controller} to fixed or stop"
-    if kl.estimator != "k3":
+    if kl.estimator == "k1":
         # The mean of k1's gradient over the policy's own samples is 0, whatever the reference.
-        yield f"ppo.kl.charge = loss cannot minimize ppo.kl.estimator = {kl.estimator}; set it to k3"
+        yield f"ppo.kl.charge = loss cannot minimize ppo.kl.estimator = {kl.estimator}; set it to k3 or k2"
 
 
 def _data_contradictions(recipe: Recipe) -> Iterator[str]:

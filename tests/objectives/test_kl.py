@@ -31,6 +31,25 @@ def test_k2_has_the_bias_it_has() -> None:
     assert mean != pytest.approx(KL, rel=1e-2)
 
 
+def mean_gradient(name: str) -> torch.Tensor:
+    """Of an estimator by the policy's logits, every token weighted by how often it is sampled, without the weights'
+    own gradient: what a loss over samples follows.
+    """
+    logits = POLICY.log().requires_grad_()
+    loss = (POLICY * ESTIMATORS[name](torch.log_softmax(logits, 0), REFERENCE.log())).sum()
+    return torch.autograd.grad(loss, logits)[0]
+
+
+def test_as_a_loss_k2_follows_the_kl_k3_the_reverse_one_and_k1_nothing() -> None:
+    # d KL(p, q) / d logit_i = p_i (log(p_i / q_i) - KL), with log-ratios log 2, 0, -log 2, -log 2 and KL = log(2) / 4:
+    # 1/2 * 3/4, 1/4 * -1/4, 1/8 * -5/4, 1/8 * -5/4 times log 2.
+    forward = math.log(2) * torch.tensor([0.375, -0.0625, -0.15625, -0.15625], dtype=torch.float64)
+    assert torch.allclose(mean_gradient("k2"), forward, atol=1e-12)
+    # d KL(q, p) / d logit_i = p_i - q_i: 1/2 - 1/4, 0, 1/8 - 1/4, 1/8 - 1/4.
+    assert torch.allclose(mean_gradient("k3"), torch.tensor([0.25, 0, -0.125, -0.125], dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(mean_gradient("k1"), torch.zeros(4, dtype=torch.float64), atol=1e-12)
+
+
 def test_one_token_by_hand() -> None:
     # policy 1/2, reference 1/4: log-ratio log 2 = 0.693147; half its square 0.240227;
     # r = 1/2: 1/2 - 1 - log 1/2 = 0.193147

@@ -33,9 +33,10 @@ VARIANTS = {
         entropy_bonus=0.05, charge="loss", estimator="k3", price=0.3, gamma=0.9, lam=0.8, whiten=False
     ),
     "ppo, k3 in the reward": Terms(estimator="k3", value_clip=0.02, value_coefficient=1.0),
+    "ppo, k2 in the loss": Terms(charge="loss", estimator="k2"),
     "rloo": Terms(advantage="rloo", whiten=False),
     "grpo": Terms(advantage="grpo", charge="loss", estimator="k3", whiten=False),
-    "reinforce": Terms(advantage="reinforce", entropy_bonus=0.01),
+    "reinforce": Terms(advantage="reinforce", estimator="k2", entropy_bonus=0.01),
 }
 
 
@@ -107,6 +108,7 @@ def ours(trunk: Trunk, terms: Terms, batch: Batch[ppo.PPORow]) -> tuple[float, d
         value=ppo.ValueLoss(terms.value_clip, terms.value_coefficient) if terms.advantage == "gae" else None,
         entropy_bonus=terms.entropy_bonus,
         kl_coefficient=terms.price if terms.charge == "loss" else 0.0,
+        kl_estimator=kl.ESTIMATORS[terms.estimator],
     )
     own, total = trunk.trainable(POLICY), 0.0
     for parameter in own.values():

@@ -23,7 +23,11 @@ def k1(logp_N: Tensor, reference_N: Tensor) -> Tensor:
 
 
 def k2(logp_N: Tensor, reference_N: Tensor) -> Tensor:
-    """Give half the squared log-ratio: never negative, little noise, biased. Float (N)."""
+    """Give half the squared log-ratio: never negative, little noise, biased. Float (N).
+
+    Its gradient is not biased: on the policy's own samples, log(policy / reference) times the gradient of log policy
+    has the gradient of the KL as its mean.
+    """
     return 0.5 * (logp_N - reference_N).square()
 
 
@@ -37,7 +41,9 @@ def k3(logp_N: Tensor, reference_N: Tensor) -> Tensor:
 
 
 # Source of all three: Schulman 2020, "Approximating KL divergence", http://joschu.net/blog/kl-approx.html
-ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""(policy's, reference's log-probabilities (N,) of sampled tokens) -> KL of each (N,)."""
+ESTIMATORS: Mapping[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 class Controller(Protocol):

@@ -6,7 +6,7 @@ Terms, all means over the response tokens of the minibatch:
 - policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability);
 - value, where there is a value head: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
 - entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
-- KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4).
+- KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4), or k2.
 
 Advantages come whitened or not, as the source made them; this file only computes the losses.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stackllama.model.roles import Role
 from stackllama.objectives.base import Sums, Term
-from stackllama.objectives.kl import k3
+from stackllama.objectives.kl import Estimator, k3
 from stackllama.tokens.forest import Forest, Targets
 
 HEAD = "value"
@@ -67,7 +67,8 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
 
 class PPOObjective:
     """The terms above, divided by the batch's ``tokens``. value: of the value head, or None where there is none;
-    entropy_bonus, kl_coefficient: reward for a nat of entropy and price of a nat of KL, a token; 0 leaves them out.
+    entropy_bonus, kl_coefficient: reward for a nat of entropy and price of a nat of KL, a token; 0 leaves them out;
+    kl_estimator: k3 or k2, what that price is for.
 
     Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``,
     ``entropy`` in nats, and with a value head ``value_clip_fraction``.
@@ -76,7 +77,13 @@ class PPOObjective:
     role = "policy"
 
     def __init__(
-        self, *, clip: float, value: ValueLoss | None, entropy_bonus: float = 0.0, kl_coefficient: float = 0.0
+        self,
+        *,
+        clip: float,
+        value: ValueLoss | None,
+        entropy_bonus: float = 0.0,
+        kl_coefficient: float = 0.0,
+        kl_estimator: Estimator = k3,
     ) -> None:
         terms = {"policy_loss": Term(1.0, "tokens")}
         metrics = ["approximate_kl", "clip_fraction", "ratio_mean", "entropy"]
@@ -90,6 +97,7 @@ class PPOObjective:
         self.terms: Mapping[str, Term] = terms
         self.metric_counts: Mapping[str, str] = dict.fromkeys(metrics, "tokens")
         self._clip = clip
+        self._kl_estimator = kl_estimator
         self._value = value
 
     def __call__(self, role: Role, row: PPORow) -> Sums:
@@ -103,7 +111,7 @@ class PPOObjective:
         losses = {
             "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
             "entropy": entropy_N.sum(),
-            "kl_loss": k3(logprob_N, row.reference_N).sum(),
+            "kl_loss": self._kl_estimator(logprob_N, row.reference_N).sum(),
         }
         with torch.no_grad():
             difference_N = logprob_N - row.old_logprob_N

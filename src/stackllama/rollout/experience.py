@@ -10,7 +10,7 @@ Legend: T tokens of a row, N response tokens of a row (M of a round), S response
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from stackllama.errors import DataError, TrainingError
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives import ppo, reward
 from stackllama.objectives.advantages import Estimate, gae
-from stackllama.objectives.kl import Controller
+from stackllama.objectives.kl import Controller, Estimator
 from stackllama.objectives.masked import sum_per_sequence, whiten
 from stackllama.objectives.ppo import PPORow
 from stackllama.objectives.scaling import ScoreShaping
@@ -125,7 +125,7 @@ class ExperienceSource:
         settings: PPOSettings,
         sampling: Sampling,
         controller: Controller,
-        estimator: Callable[[Tensor, Tensor], Tensor],
+        estimator: Estimator,
         shaping: ScoreShaping,
         estimate: Estimate | None,
         reward_role: str,
