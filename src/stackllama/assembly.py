@@ -6,6 +6,7 @@ Shared by the stages, the chat and the scorer. Recipe models end here: everythin
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -351,6 +352,7 @@ def ppo_settings(recipe: Recipe) -> PPOSettings:
         kl_in_reward=section.kl.charge == "reward",
         kl_stop=section.policy_kl_stop,
         row_tokens=recipe.compute.row_tokens,
+        curriculum=math.ceil(section.curriculum * section.steps),
     )
 
 

@@ -343,6 +343,13 @@ class PPO(Optimization):
     steps: int = Field(200, ge=1, description="Batches that are sampled and learned from.")
     prompts_per_step: int = Field(32, ge=1, description="Distinct questions in a batch.")
     samples_per_prompt: int = Field(2, ge=1, description="Responses sampled for each question.")
+    curriculum: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the batches over which longer questions come in, the shortest first; 0: all from the "
+        "start.",
+    )
     epochs: int = Field(4, ge=1, le=100, description="Passes over each batch (the original: 4).")
     minibatches: int = Field(4, ge=1, description="Optimizer steps in one pass; they divide a batch's prompts.")
     advantage: Literal["gae", "rloo", "grpo", "reinforce"] = Field(

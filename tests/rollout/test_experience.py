@@ -349,6 +349,45 @@ def test_rounds_that_moved_too_far_are_cut_short_and_still_counted() -> None:
     assert work == source.total_work == 36
 
 
+def roots_of_rounds(source: ExperienceSource) -> list[set[tuple[int, ...]]]:
+    """The prompts of each round."""
+    found: dict[float, set[tuple[int, ...]]] = {}
+    while (batch := source.next()) is not None:
+        roots = {root for row in batch.rows for root, _ in responses_of(row)}
+        found.setdefault(batch.notes["round"], set()).update(roots)
+        lengths = [len(root) for root in found[batch.notes["round"]]]
+        source.observe(result())
+        if "prompt_length" in batch.notes:
+            assert min(lengths) <= batch.notes["prompt_length"] <= 9
+    return list(found.values())
+
+
+def test_a_curriculum_begins_with_the_shortest_prompts_and_is_the_same_every_time() -> None:
+    trunk = make_trunk()
+    plain = make_source(trunk, rounds=1, prompts=20, samples=1, epochs=1)
+    every = sorted(roots_of_rounds(plain)[0], key=len)
+    how: dict[str, Any] = {"rounds": 5, "prompts": 5, "samples": 1, "epochs": 1, "curriculum": 5, "minibatches": 1}
+    rounds = roots_of_rounds(make_source(trunk, **how))
+    assert [len(one) for one in rounds] == [5] * 5
+    longest = [max(map(len, one)) for one in rounds]
+    assert longest[0] == len(every[4])
+    assert longest[1] <= len(every[10])  # of 20 prompts, 11 may be asked in the second of five rounds
+    assert longest[4] > longest[0]
+    assert roots_of_rounds(make_source(trunk, **how)) == rounds
+    resumed, source = make_source(trunk, **how), make_source(trunk, **how)
+    for _ in range(2):
+        source.next()
+        source.observe(result())
+    resumed.load_state_dict(source.state_dict())
+    assert roots_of_rounds(resumed) == rounds[2:]
+
+
+def test_when_the_curriculum_is_over_every_prompt_is_asked() -> None:
+    how: dict[str, Any] = {"prompts": 5, "samples": 1, "epochs": 1, "minibatches": 1}
+    rounds = roots_of_rounds(make_source(make_trunk(), rounds=8, curriculum=4, **how))
+    assert len(set.union(*rounds[4:])) == 20  # rounds 4 to 7 are the second pass over 20 prompts
+
+
 def run_out(trunk: Trunk, source: ExperienceSource, *, leave_at: int | None = None) -> list[dict[str, float]]:
     """The notes of every batch; the policy leaves the reference before round `leave_at`."""
     notes = []

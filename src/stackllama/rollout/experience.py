@@ -26,6 +26,7 @@ from stackllama.objectives.kl import Controller, Estimator
 from stackllama.objectives.masked import sum_per_sequence, whiten
 from stackllama.objectives.ppo import PPORow
 from stackllama.objectives.scaling import ScoreShaping
+from stackllama.rollout.curriculum import admitted
 from stackllama.rollout.engine import Request, Response, Sampling, sample
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
@@ -43,7 +44,7 @@ SMALLEST_SPREAD = 1e-6
 class PPOSettings:
     """Numbers of the source. rounds: how often it samples; kl_in_reward: whether each token's KL is charged there;
     kl_stop: approximate KL of a minibatch over which the rest of the round's minibatches is dropped, or None;
-    row_tokens: the longest row.
+    row_tokens: the longest row; curriculum: rounds over which longer prompts come in, 0: all from the first one.
     """
 
     rounds: int
@@ -58,6 +59,7 @@ class PPOSettings:
     kl_in_reward: bool
     kl_stop: float | None
     row_tokens: int
+    curriculum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def token_rewards(charge_M: Tensor, score_S: Tensor, last_S: Tensor, *, coeffici
 class ExperienceSource:
     """Rounds of experience for the PPO objective, each passed over ``epochs`` times in ``minibatches`` minibatches.
 
-    prompts: roots, used in a new shuffled order by (seed, pass over the prompts). estimator: token KL from (policy,
+    prompts: roots, used in a new shuffled order by (seed, pass over the prompts); while a curriculum leaves some out,
+    a choice by (seed, round). estimator: token KL from (policy,
     reference) log-probabilities. shaping: of the reward model's scores. estimate: advantages from rewards, where the
     policy has no value head; None: by GAE from what its head says. The noise of a response is keyed by its number,
     counted over the whole run.
@@ -284,7 +287,11 @@ class ExperienceSource:
         return None
 
     def _choose_prompts(self) -> list[Tree]:
-        count = len(self._prompts)
+        settings, count = self._settings, len(self._prompts)
+        if self._round < settings.curriculum:
+            pool = admitted(self._prompts, self._round, rounds=settings.curriculum, least=settings.prompts)
+            chance = np.random.default_rng([self._sampling.seed, 2, self._round])
+            return [pool[at] for at in chance.permutation(len(pool))[: settings.prompts].tolist()]
         chosen = []
         for at in range(self._round * self._settings.prompts, (self._round + 1) * self._settings.prompts):
             order = np.random.default_rng([self._sampling.seed, 0, at // count]).permutation(count)
@@ -346,6 +353,9 @@ class ExperienceSource:
             "sampler_difference": float((sampled_M - logprob_M).abs().mean()),
             **shaping,
         }
+        if settings.curriculum:
+            lengths = [branch.root_stop - branch.root_start for row in scored for branch in row.forest.branches]
+            notes |= {"prompt_length": sum(lengths) / len(lengths)}
         if self._controller.stop_at is not None:
             notes |= {"kl_target_reached": float(notes["kl"] >= self._controller.stop_at)}
         if value_M is not None and return_M is not None:
