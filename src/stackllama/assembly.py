@@ -353,6 +353,7 @@ def ppo_settings(recipe: Recipe) -> PPOSettings:
         kl_stop=section.policy_kl_stop,
         row_tokens=recipe.compute.row_tokens,
         curriculum=math.ceil(section.curriculum * section.steps),
+        value_warmup=section.value_warmup,
     )
 
 

@@ -366,6 +366,9 @@ class PPO(Optimization):
     clip: float = Field(0.2, gt=0, lt=1, description="The policy's ratio counts within 1 - clip .. 1 + clip.")
     value_clip: float = Field(0.2, gt=0, description="Most that a value may move from the sampled one, in reward.")
     value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+    value_warmup: int = Field(
+        0, ge=0, description="Batches at the start from which the value alone learns, while the policy does not move."
+    )
     entropy_bonus: float = Field(
         0.0, ge=0, description="Weight of the mean entropy of a token, in nats, that the loss rewards; 0: none."
     )
@@ -568,6 +571,16 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
     if ppo.whiten and ppo.prompts_per_step * ppo.samples_per_prompt < 2:
         yield "ppo.whiten = true needs at least two responses a step: raise ppo.samples_per_prompt, or set it to false"
     yield from _advantage_contradictions(ppo)
+    if ppo.advantage == "gae" and ppo.value_warmup >= ppo.steps:
+        yield (
+            f"ppo.value_warmup = {ppo.value_warmup} leaves the policy none of ppo.steps = {ppo.steps} batches: lower "
+            "it, or raise steps"
+        )
+    if ppo.value_warmup and ppo.value_coefficient == 0:
+        yield (
+            f"ppo.value_warmup = {ppo.value_warmup} would learn nothing with ppo.value_coefficient = 0: raise that, or "
+            "set value_warmup to 0"
+        )
     if ppo.kl.charge == "loss":
         yield from _kl_loss_contradictions(ppo.kl)
     if ppo.kl.controller != "adaptive":
@@ -612,7 +625,7 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
             f"ppo.advantage = {ppo.advantage} compares the samples of a prompt: raise ppo.samples_per_prompt = "
             f"{ppo.samples_per_prompt} to at least 2"
         )
-    for name in ("gamma", "gae_lambda", "value_clip", "value_coefficient"):
+    for name in ("gamma", "gae_lambda", "value_clip", "value_coefficient", "value_warmup"):
         field = PPO.model_fields[name]
         if getattr(ppo, name) != field.default:
             yield (

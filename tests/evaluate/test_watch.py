@@ -25,6 +25,7 @@ from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.tokenizer import Tokenizer
+from stackllama.train import checkpoint
 from stackllama.train.guard import Guard
 from stackllama.train.loop import Loop
 from stackllama.train.loop import Settings as LoopSettings
@@ -285,7 +286,7 @@ def make_trunk() -> Trunk:
     return trunk
 
 
-def make_source(trunk: Trunk, prompts: Sequence[Tree]) -> ExperienceSource:
+def make_source(trunk: Trunk, prompts: Sequence[Tree], **changes: Any) -> ExperienceSource:
     return ExperienceSource(
         trunk,
         prompts,
@@ -302,6 +303,7 @@ def make_source(trunk: Trunk, prompts: Sequence[Tree]) -> ExperienceSource:
             kl_in_reward=True,
             kl_stop=None,
             row_tokens=256,
+            **changes,
         ),
         sampling=Sampling(seed=1, max_new_tokens=8, eos_id=EOS),
         controller=kl.FixedController(0.1),
@@ -317,11 +319,11 @@ def make_look(trunk: Trunk, prompts: Sequence[Tree]) -> Look:
     return look_at(trunk, TOKENIZER, prompts, how, gold=lambda prompt, text: prompt.key / 20, row_tokens=64)
 
 
-def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None) -> Loop[PPORow]:
+def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None, **changes: Any) -> Loop[PPORow]:
     folder.mkdir(exist_ok=True)
     trunk = make_trunk()
     prompts, held = hold_back(make_prompts(), 5, seed=0)
-    source: ExperienceSource | Watched = make_source(trunk, prompts)
+    source: ExperienceSource | Watched = make_source(trunk, prompts, **changes)
     if watched:
         settings = replace(SETTINGS, rounds=3, every=1, stop=False, kl_bound=100.0)
         log = JsonlLog(folder / "watch.jsonl")
@@ -405,3 +407,23 @@ def test_killed_and_resumed_it_ends_with_the_same_bits_log_and_choice(tmp_path: 
         again, found = chosen(resumed)
         assert again == step
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_the_policy_does_not_move_while_the_value_warms_up_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in make_trunk().state(POLICY).items()}
+    whole = make_loop(tmp_path / "whole", watched=False, value_warmup=2)
+    with pytest.raises(StopHereError):
+        make_loop(tmp_path / "half", watched=False, value_warmup=2, stop_at=8).run()
+    warmed = checkpoint.load_latest(tmp_path / "half" / "checkpoints")
+    assert warmed is not None
+    moved = {name for name, tensor in warmed[1]["weights"].items() if not torch.equal(tensor, before[name])}
+    assert warmed[0] == 6
+    assert moved == {"head.value.weight", "head.value.bias"}
+    whole.run()
+    moved = {name for name, tensor in weights(whole).items() if not torch.equal(tensor, before[name])}
+    assert moved == set(before)
+    torch.manual_seed(99)
+    resumed = make_loop(tmp_path / "half", watched=False, value_warmup=2)
+    resumed.run()
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
+    assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,28 @@ def test_without_a_value_head_the_policy_loss_stands_alone_and_is_the_same() -> 
     assert found.metrics.keys() == alone.metric_counts.keys()
     assert torch.equal(found.losses["policy_loss"], expected.losses["policy_loss"])
     assert all(torch.equal(number, expected.metrics[name]) for name, number in found.metrics.items())
+
+
+def test_while_the_value_warms_up_its_head_alone_has_a_gradient() -> None:
+    trunk = policy_trunk(values=True)
+    row = policy_row(trunk, values=True)
+    objective = PPOObjective(clip=0.2, value=ValueLoss(0.2, 0.1), entropy_bonus=0.5, kl_coefficient=0.3)
+    own = trunk.trainable("policy")
+    with trunk.use("policy", training=True) as role:
+        plain = objective(role, row)
+        full = torch.autograd.grad(plain.losses["value_loss"], list(own.values()))
+        warming = objective(role, replace(row, value_alone=True))
+        total = torch.stack([term.coefficient * warming.losses[name] for name, term in objective.terms.items()]).sum()
+        total.backward()
+    for (name, parameter), whole in zip(own.items(), full, strict=True):
+        if name.startswith("head."):
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, 0.1 * whole, rtol=1e-5)
+        else:
+            assert parameter.grad is None  # so that AdamW neither moves it nor begins its moments
+    assert {name: float(one.detach()) for name, one in warming.losses.items()} == {
+        name: float(one.detach()) for name, one in plain.losses.items()
+    }
 
 
 def gradient(trunk: Trunk, loss: Callable[[Role], torch.Tensor]) -> torch.Tensor:

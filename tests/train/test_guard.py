@@ -254,3 +254,20 @@ def test_without_sensitivity_nothing_is_compared() -> None:
         assert guard.judge(step, loss=math.nan, gradient_norm=1.0, metrics={}, notes={}).refusal == "loss is nan"
     assert not guard.lost
     assert not guard.doubts
+
+
+def test_with_another_phase_what_was_usual_is_forgotten() -> None:
+    guard = Guard(None, SHORT)
+    step = after(100, guard)
+    assert guard.clip_bound(1e9) < 1e9
+    guard.enter(0)
+    assert guard.clip_bound(1e9) < 1e9
+    state = json.loads(json.dumps(guard.state_dict()))
+    guard.enter(1)
+    assert guard.clip_bound(1e9) == 1e9
+    assert judged(guard, step, usual(gradient_norm=300.0, loss=50.0)).action is None
+    resumed = Guard(None, SHORT)
+    resumed.load_state_dict(state)
+    assert resumed.clip_bound(1e9) < 1e9
+    resumed.enter(1)  # the state is of phase 0
+    assert resumed.clip_bound(1e9) == 1e9

@@ -8,6 +8,8 @@ Terms, all means over the response tokens of the minibatch:
 - entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
 - KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4), or k2.
 
+While the value warms up its term alone has a gradient, which reaches nothing but the head; the others are measured.
+
 Advantages come whitened or not, as the source made them; this file only computes the losses.
 """
 
@@ -34,6 +36,7 @@ class PPORow:
 
     old_logprob_N and old_value_N: the trainer's own, before the batch's first step; reference_N: log-probability by the
     reference; advantage_N; return_N: the value's target. Without a value head old_value_N and return_N are None.
+    value_alone: whether the value learns from it and the policy does not.
     """
 
     forest: Forest
@@ -43,6 +46,7 @@ class PPORow:
     old_value_N: Tensor | None
     advantage_N: Tensor
     return_N: Tensor | None
+    value_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +106,18 @@ class PPOObjective:
 
     def __call__(self, role: Role, row: PPORow) -> Sums:
         """The row's sums over response tokens."""
-        hidden_TD = role.hidden(row.forest)
-        logprob_N = role.logprobs(hidden_TD, row.targets)
-        # As a metric alone it needs no gradient: one product with the output matrix. A bonus takes two, or four if that
-        # matrix is trained.
-        with nullcontext() if "entropy" in self.terms else torch.no_grad():
-            entropy_N = role.entropies(hidden_TD, row.targets)
-        losses = {
-            "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
-            "entropy": entropy_N.sum(),
-            "kl_loss": self._kl_estimator(logprob_N, row.reference_N).sum(),
-        }
+        with torch.no_grad() if row.value_alone else nullcontext():
+            hidden_TD = role.hidden(row.forest)
+            logprob_N = role.logprobs(hidden_TD, row.targets)
+            # As a metric alone it needs no gradient: one product with the output matrix. A bonus takes two, or four if
+            # that matrix is trained.
+            with nullcontext() if "entropy" in self.terms else torch.no_grad():
+                entropy_N = role.entropies(hidden_TD, row.targets)
+            losses = {
+                "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
+                "entropy": entropy_N.sum(),
+                "kl_loss": self._kl_estimator(logprob_N, row.reference_N).sum(),
+            }
         with torch.no_grad():
             difference_N = logprob_N - row.old_logprob_N
             ratio_N = difference_N.exp()

@@ -44,7 +44,8 @@ SMALLEST_SPREAD = 1e-6
 class PPOSettings:
     """Numbers of the source. rounds: how often it samples; kl_in_reward: whether each token's KL is charged there;
     kl_stop: approximate KL of a minibatch over which the rest of the round's minibatches is dropped, or None;
-    row_tokens: the longest row; curriculum: rounds over which longer prompts come in, 0: all from the first one.
+    row_tokens: the longest row; curriculum: rounds over which longer prompts come in, 0: all from the first one;
+    value_warmup: rounds in which the value alone learns.
     """
 
     rounds: int
@@ -60,6 +61,7 @@ class PPOSettings:
     kl_stop: float | None
     row_tokens: int
     curriculum: int = 0
+    value_warmup: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,8 @@ class ExperienceSource:
         tokens = float(sum(len(row.old_logprob_N) for row in rows))
         # Episodes are counted with a round's first minibatch, so that a round cut short still counts whole.
         work, self._unreported = self._unreported, 0
-        return Batch(rows, {"tokens": tokens}, work, self._notes)
+        phase = int(rows[0].value_alone)
+        return Batch(rows, {"tokens": tokens}, work, self._notes, phase=phase)
 
     def observe(self, result: StepResult) -> None:
         """Drop the rest of a round that moved too far, or whose policy is no more; at the round's end adapt the KL
@@ -372,6 +375,7 @@ class ExperienceSource:
                 one.value_N,
                 advantage_N,
                 return_N,
+                self._round < settings.value_warmup,
             )
             for one, advantage_N, return_N in parts
         ]
@@ -440,11 +444,12 @@ def _row_state(row: PPORow) -> dict[str, Any]:
         "old_value": row.old_value_N,
         "advantage": row.advantage_N,
         "return": row.return_N,
+        "value_alone": row.value_alone,
     }
 
 
 def _row_from_state(saved: Mapping[str, Any]) -> PPORow:
     segments = tuple(Segment(*ends) for ends in saved["segments"].tolist())
     forest = Forest(saved["tokens"], saved["positions"], segments, tuple(saved["trees"]))
-    names = ("old_logprob", "reference", "old_value", "advantage", "return")
+    names = ("old_logprob", "reference", "old_value", "advantage", "return", "value_alone")
     return PPORow(forest, branch_targets(forest), *(saved[name] for name in names))

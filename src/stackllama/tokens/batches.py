@@ -19,7 +19,8 @@ class Batch(Generic[RowT]):
     """The rows of one optimizer step, with the counts that divide its sums, known before the first backward.
 
     work: what the step adds to progress, in the source's unit; notes: numbers about the batch itself that are logged
-    beside the objective's metrics; unusable: why nothing can be learned from it (then it may have no rows), or None.
+    beside the objective's metrics; unusable: why nothing can be learned from it (then it may have no rows), or None;
+    phase: changes where something else is learned from here on, whose numbers are not to be compared with those before.
     """
 
     rows: tuple[RowT, ...]
@@ -27,6 +28,7 @@ class Batch(Generic[RowT]):
     work: int
     notes: Mapping[str, float]
     unusable: str | None = None
+    phase: int = 0
 
 
 @dataclass(frozen=True, slots=True)

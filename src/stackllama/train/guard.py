@@ -127,6 +127,14 @@ class Guard:
         self._norm_run = 0
         self._rewinds = 0
         self._rewound = [0, 0]
+        self._phase = 0
+
+    def enter(self, phase: int) -> None:
+        """Hear which phase the next step is of: with another than the last, what was usual is forgotten."""
+        if phase != self._phase:
+            self._phase, self._norm_run = phase, 0
+            for window in self._windows.values():
+                window.load((), None)
 
     def clip_bound(self, clip_norm: float) -> float:
         """The largest norm of the next gradient: the recipe's, or the usual range's upper end where that is less."""
@@ -202,6 +210,7 @@ class Guard:
             "norm_run": self._norm_run,
             "rewinds": self._rewinds,
             "rewound": list(self._rewound),
+            "phase": self._phase,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,6 +220,7 @@ class Guard:
         self._rewinds, self._rewound = state["rewinds"], list(state["rewound"])
 
     def _load_windows(self, state: Mapping[str, Any]) -> None:
+        self._phase = state["phase"]
         for name, window in self._windows.items():
             saved = state["windows"][name]
             window.load(saved["values"], saved["last"])

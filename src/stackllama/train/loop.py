@@ -97,6 +97,7 @@ class Loop(Generic[RowT]):
 
     def _apply(self, batch: Batch[RowT]) -> tuple[StepResult, Judgement]:
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.enter(batch.phase)
         sums = self._backward(batch)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         bound = self.guard.clip_bound(self.settings.clip_norm)
