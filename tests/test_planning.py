@@ -65,6 +65,17 @@ def test_gpus_share_the_weights(capsys: Capture) -> None:
     assert "on each of 4 GPUs; there are 24.0 GB: it fits" in capsys.readouterr().out
 
 
+def test_a_value_of_its_own_is_shown_with_its_price() -> None:
+    shared, own = (
+        planning.peaks(load_recipe("smollm2-beer", {"ppo.value": value}), program=PROGRAM)["ppo"].parts
+        for value in ("shared", "own")
+    )
+    # Policy and reward model have adapters of one shape: the optimizer has two of them, and so have the gradients.
+    assert own["optimizer"] == 2 * shared["optimizer"]
+    assert own["gradients"] == 2 * shared["gradients"]
+    assert own["adapters"] - shared["adapters"] == shared["gradients"]
+
+
 @pytest.mark.parametrize("words", [["--memory", "none"], ["--memory", "0"], ["--gpus", "-1"], ["--gpus"]])
 def test_options_that_cannot_be(words: list[str]) -> None:
     try:

@@ -200,6 +200,7 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {advantage: grpo, value_coefficient: 0}", ["ppo.value_coefficient = 0", "leave it at 0.1"]),
         (SMALL + "ppo: {advantage: reinforce, lambda: 1}", ["ppo.lambda = 1", "ppo.advantage to gae"]),
         (SMALL + "ppo: {advantage: rloo, value_warmup: 2}", ["ppo.value_warmup = 2", "leave it at 0"]),
+        (SMALL + "ppo: {advantage: grpo, value: own}", ["ppo.value = own is for values", "leave it at shared"]),
         (SMALL + "ppo: {steps: 20, value_warmup: 20}", ["ppo.value_warmup = 20", "none of ppo.steps = 20"]),
         (SMALL + "ppo: {value_warmup: 2, value_coefficient: 0}", ["ppo.value_warmup = 2 would learn nothing"]),
         (SMALL + "ppo: {advantage: rloo, gamma: 0.9}", ["ppo.gamma = 0.9", "leave it at 1"]),

@@ -266,6 +266,24 @@ def test_a_rival_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examin
     assert "<html" in (killed / "report.html").read_text()
 
 
+def test_a_value_of_its_own_warms_up_and_killed_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    words = "--ppo.value own --ppo.value_warmup 1 --ppo.curriculum 0.7 --ppo.kl.controller stop --ppo.kl.target 1e-6"
+    undisturbed = only_ppo_is_left(whole, tmp_path / "undisturbed")
+    told = finish(stackllama(tmp_path / "undisturbed", "ppo", "small.yaml", *words.split()))
+    # The policy is still in round 0 and moves in round 1, so round 2 is the first whose KL is above 0: the last one.
+    log = [json.loads(line) for line in (undisturbed / "ppo/metrics.jsonl").read_text().splitlines()]
+    assert {line["round"] for line in log} == {0.0, 1.0, 2.0}
+    assert {line["ratio_mean"] for line in log if line["round"] == 0.0} == {1.0}
+    assert {line["ratio_mean"] for line in log if line["round"] == 1.0} != {1.0}
+    assert [line["kl_target_reached"] for line in log if line["round"] < 2.0] == [0.0] * 8
+    assert {"value_loss", "explained_variance", "prompt_length"} <= log[-1].keys()
+    assert "stopped" not in told
+    assert not [name for name in load_file(undisturbed / "ppo/final/role.safetensors") if name.startswith("head.")]
+    killed = only_ppo_is_left(whole, tmp_path)
+    kill_and_go_on(tmp_path, "ppo", *words.split(), draw=random.Random(4))
+    assert final_weights(killed) == final_weights(undisturbed)
+
+
 def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.objectives import advantages, kl, ppo
+from stackllama.objectives import advantages, kl, ppo, reward
 from stackllama.objectives.base import Objective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.rollout.experience import PPOSettings
@@ -47,7 +47,7 @@ from stackllama.tokens.sources import (
 from stackllama.tokens.template import FINGERPRINT
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.guard import Guard, Sensitivity
-from stackllama.train.loop import Loop, Settings
+from stackllama.train.loop import Loop, Settings, trained
 from stackllama.train.metrics import JsonlLog
 from stackllama.train.optim import learning_rate_at, make_optimizer
 
@@ -357,14 +357,28 @@ def ppo_settings(recipe: Recipe) -> PPOSettings:
     )
 
 
-def has_value_head(recipe: Recipe) -> bool:
-    """Whether the policy has a value head: where advantages come of its values, and nowhere else."""
-    return recipe.ppo.advantage == "gae"
+def value_role(recipe: Recipe) -> str | None:
+    """The role that has the value head: the policy, or one of its own; None where advantages come of rewards alone."""
+    if recipe.ppo.advantage != "gae":
+        return None
+    return ppo.ValueObjective.role if recipe.ppo.value == "own" else ppo.PPOObjective.role
+
+
+def add_value(trunk: Trunk, recipe: Recipe) -> None:
+    """Give the trunk a value role that is what its reward model is: adapter or copy, and head. Dropout is PPO's."""
+    role = ppo.ValueObjective.role
+    if recipe.reward.method == "full":
+        trunk.add_copy(role)
+    else:
+        trunk.add_adapter(role, replace(adapter(recipe.reward), dropout=recipe.ppo.lora.dropout), seed=0)
+    trunk.add_head(role, ppo.HEAD, spread=0.0, seed=0)
+    known = trunk.state("reward").items()
+    trunk.load_state(role, {name.replace(f"head.{reward.HEAD}.", f"head.{ppo.HEAD}."): one for name, one in known})
 
 
 def advantage_estimate(recipe: Recipe) -> advantages.Estimate | None:
     """How advantages come of rewards alone; None where a value head is asked too."""
-    return None if has_value_head(recipe) else advantages.WITHOUT_VALUES[recipe.ppo.advantage]
+    return None if recipe.ppo.advantage == "gae" else advantages.WITHOUT_VALUES[recipe.ppo.advantage]
 
 
 def ppo_objective(recipe: Recipe) -> ppo.PPOObjective:
@@ -372,11 +386,20 @@ def ppo_objective(recipe: Recipe) -> ppo.PPOObjective:
     section = recipe.ppo
     return ppo.PPOObjective(
         clip=section.clip,
-        value=ppo.ValueLoss(section.value_clip, section.value_coefficient) if has_value_head(recipe) else None,
+        value=_value_loss(recipe) if value_role(recipe) == ppo.PPOObjective.role else None,
         entropy_bonus=section.entropy_bonus,
         kl_coefficient=section.kl.coefficient if section.kl.charge == "loss" else 0.0,
         kl_estimator=kl.ESTIMATORS[section.kl.estimator],
     )
+
+
+def value_objective(recipe: Recipe) -> list[ppo.ValueObjective]:
+    """That of a value role of its own; none where there is no such role."""
+    return [ppo.ValueObjective(_value_loss(recipe))] if value_role(recipe) == ppo.ValueObjective.role else []
+
+
+def _value_loss(recipe: Recipe) -> ppo.ValueLoss:
+    return ppo.ValueLoss(recipe.ppo.value_clip, recipe.ppo.value_coefficient)
 
 
 def kl_controller(recipe: Recipe) -> kl.Controller:
@@ -418,9 +441,10 @@ def train(
     *,
     shown: Sequence[str],
     limits: Mapping[str, float] | None = None,
+    beside: Sequence[Objective[RowT]] = (),
 ) -> float | None:
-    """Train one role to its source's end; gives the rate in the source's unit per second, of this process; None where
-    an earlier one had done it all.
+    """Train one role, and those of the objectives beside, to its source's end; gives the rate in the source's unit per
+    second, of this process; None where an earlier one had done it all.
     """
     folder = run.stage(stage)
     torch.manual_seed(stage_seed(recipe, f"{stage}/dropout"))  # whatever was drawn before, in this process or another
@@ -429,7 +453,7 @@ def train(
         objective=objective,
         source=source,
         optimizer=make_optimizer(
-            trunk.trainable(objective.role),
+            trained(trunk, objective, beside),
             learning_rate=section.learning_rate,
             betas=section.betas,
             weight_decay=section.weight_decay,
@@ -441,6 +465,7 @@ def train(
         log=JsonlLog(folder / "metrics.jsonl"),
         title=stage,
         shown=shown,
+        beside=beside,
     )
     start = time.perf_counter()
     done = loop.run()

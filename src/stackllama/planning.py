@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stackllama.assembly import device, precision, weight_type
+from stackllama.assembly import device, precision, value_role, weight_type
 from stackllama.environment import available_memory
 from stackllama.errors import ModelError, RecipeError, TooLittleMemoryError
 from stackllama.model import memory
 from stackllama.model.load import base_config
 from stackllama.model.memory import PARTS, Machine, Method, Moment, Shape
 from stackllama.model.roles import LoRA, Trunk
+from stackllama.objectives.ppo import ValueObjective
 from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.recipe_load import with_values
 from stackllama.rollout.engine import SLOTS
@@ -147,6 +148,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     others = [method(recipe.reward)]
     if section.watch.every is not None:  # the judge; and the best weights so far, which are kept on the CPU
         others += [method(recipe.reward)] if machine.gpus else [method(recipe.reward), method(recipe.ppo)]
+    values = [method(recipe.reward)] if value_role(recipe) == ValueObjective.role else []  # it is a second reward model
     requests = section.prompts_per_step * section.samples_per_prompt
     sequences = min(SLOTS, requests)
     tree = section.max_prompt_tokens + section.samples_per_prompt * section.max_new_tokens
@@ -161,10 +163,13 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
         prompts=math.ceil(sequences / section.samples_per_prompt),
         prompt_tokens=section.max_prompt_tokens,
         new_tokens=section.max_new_tokens,
-        roles=[*others, method(section), *_live(recipe)],
+        roles=[*others, *values, method(section), *_live(recipe)],
     )
     scored = sum(segment.length for segment in row if not segment.is_root)
-    yield memory.training(shape, machine, method(section), row, scored=scored, others=others, under=_live(recipe))
+    policy, live = method(section), _live(recipe)
+    yield memory.training(shape, machine, policy, row, scored=scored, others=others, under=live, beside=values)
+    for value in values:
+        yield memory.training(shape, machine, value, row, others=others, under=live, beside=[policy])
 
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:

@@ -366,6 +366,11 @@ class PPO(Optimization):
     clip: float = Field(0.2, gt=0, lt=1, description="The policy's ratio counts within 1 - clip .. 1 + clip.")
     value_clip: float = Field(0.2, gt=0, description="Most that a value may move from the sampled one, in reward.")
     value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+    value: Literal["shared", "own"] = Field(
+        "shared",
+        description="What says the values: a head on the policy's own adapter (shared), or an adapter, or copy, of its "
+        "own that starts as the reward model (own), for twice the optimizer's memory and time.",
+    )
     value_warmup: int = Field(
         0, ge=0, description="Batches at the start from which the value alone learns, while the policy does not move."
     )
@@ -632,6 +637,11 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
                 f"ppo.{field.alias or name} = {getattr(ppo, name):g} is for a value head, and ppo.advantage = "
                 f"{ppo.advantage} has none; leave it at {field.default:g}, or set ppo.advantage to gae"
             )
+    if ppo.value != "shared":
+        yield (
+            f"ppo.value = {ppo.value} is for values, and ppo.advantage = {ppo.advantage} has none; leave it at shared, "
+            "or set ppo.advantage to gae"
+        )
 
 
 def _kl_loss_contradictions(kl: KL) -> Iterator[str]:

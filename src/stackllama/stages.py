@@ -20,13 +20,13 @@ from stackllama.assembly import (
     accelerator,
     adapter,
     add_trained,
+    add_value,
     advantage_estimate,
     base_hashes,
     base_trunk,
     check_enough,
     check_fits,
     device,
-    has_value_head,
     kl_controller,
     load_roles,
     load_trunk,
@@ -41,6 +41,8 @@ from stackllama.assembly import (
     stage_seed,
     train,
     training_texts,
+    value_objective,
+    value_role,
     watched_prompts,
     weight_type,
 )
@@ -279,9 +281,12 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
         add_trained(trunk, POLICY, recipe.ppo, seed=stage_seed(recipe, "ppo/adapter"))
-        head = ppo.HEAD if has_value_head(recipe) else None
+        valued = value_role(recipe)
+        head = ppo.HEAD if valued == POLICY else None
         if head is not None:
             trunk.add_head(POLICY, head, spread=0.0, seed=0)
+        elif valued is not None:
+            add_value(trunk, recipe)
         questions, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
         trained, held_back = watched_prompts(recipe, prompts.items)
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
@@ -299,6 +304,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             shaping=ScoreShaping(scaling=recipe.ppo.reward_scaling, clip=recipe.ppo.reward_clip),
             estimate=advantage_estimate(recipe),
             reward_role="reward",
+            value_role=valued or POLICY,
         )
         watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
         steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches
@@ -313,6 +319,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             steps,
             shown=("reward", "kl", "length", "kl_coefficient"),
             limits={"ratio_mean": recipe.ppo.ratio_guard},
+            beside=value_objective(recipe),
         )
         if source.stopped is not None:
             print(f"ppo: stopped after {source.between_rounds} of {recipe.ppo.steps} rounds: {source.stopped}")

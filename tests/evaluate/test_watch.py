@@ -27,7 +27,7 @@ from stackllama.tokens.forest import Tree
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train import checkpoint
 from stackllama.train.guard import Guard
-from stackllama.train.loop import Loop
+from stackllama.train.loop import Loop, trained
 from stackllama.train.loop import Settings as LoopSettings
 from stackllama.train.metrics import JsonlLog, read_log
 from stackllama.train.optim import make_optimizer
@@ -286,7 +286,7 @@ def make_trunk() -> Trunk:
     return trunk
 
 
-def make_source(trunk: Trunk, prompts: Sequence[Tree], **changes: Any) -> ExperienceSource:
+def make_source(trunk: Trunk, prompts: Sequence[Tree], *, value_role: str = POLICY, **changes: Any) -> ExperienceSource:
     return ExperienceSource(
         trunk,
         prompts,
@@ -311,6 +311,7 @@ def make_source(trunk: Trunk, prompts: Sequence[Tree], **changes: Any) -> Experi
         shaping=ScoreShaping(scaling=False, clip=None),
         estimate=None,
         reward_role="reward",
+        value_role=value_role,
     )
 
 
@@ -319,9 +320,22 @@ def make_look(trunk: Trunk, prompts: Sequence[Tree]) -> Look:
     return look_at(trunk, TOKENIZER, prompts, how, gold=lambda prompt, text: prompt.key / 20, row_tokens=64)
 
 
-def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None, **changes: Any) -> Loop[PPORow]:
+def add_value(trunk: Trunk) -> None:
+    """A value of its own, with a head that says something."""
+    trunk.add_adapter("value", LoRA(4, 8.0, 0.1, ("q_proj", "v_proj")), seed=9)
+    trunk.add_head("value", ppo.HEAD, spread=0.3, seed=9)
+
+
+def make_loop(
+    folder: Path, *, watched: bool, stop_at: int | None = None, own_value: bool = False, **changes: Any
+) -> Loop[PPORow]:
     folder.mkdir(exist_ok=True)
     trunk = make_trunk()
+    beside = [ppo.ValueObjective(ppo.ValueLoss(0.2, 0.1))] if own_value else []
+    if own_value:
+        del trunk.heads[f"{POLICY}/{ppo.HEAD}"]
+        add_value(trunk)
+        changes["value_role"] = "value"
     prompts, held = hold_back(make_prompts(), 5, seed=0)
     source: ExperienceSource | Watched = make_source(trunk, prompts, **changes)
     if watched:
@@ -338,9 +352,9 @@ def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None, **chan
 
     return Loop(
         trunk=trunk,
-        objective=ppo.PPOObjective(clip=0.2, value=ppo.ValueLoss(0.2, 0.1)),
+        objective=(objective := ppo.PPOObjective(clip=0.2, value=None if own_value else ppo.ValueLoss(0.2, 0.1))),
         source=source,
-        optimizer=make_optimizer(trunk.trainable(POLICY), learning_rate=3e-2),
+        optimizer=make_optimizer(trained(trunk, objective, beside), learning_rate=3e-2),
         learning_rate=lambda step: 3e-2,
         guard=Guard(None),
         settings=LoopSettings(clip_norm=1.0, checkpoint_steps=3, log_steps=1),
@@ -348,6 +362,7 @@ def make_loop(folder: Path, *, watched: bool, stop_at: int | None = None, **chan
         log=JsonlLog(folder / "metrics.jsonl"),
         title="test",
         after_step=(interrupt,),
+        beside=beside,
     )
 
 
@@ -412,6 +427,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits_log_and_choice(tmp_path: 
 def test_the_policy_does_not_move_while_the_value_warms_up_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in make_trunk().state(POLICY).items()}
     whole = make_loop(tmp_path / "whole", watched=False, value_warmup=2)
+    whole.run()
     with pytest.raises(StopHereError):
         make_loop(tmp_path / "half", watched=False, value_warmup=2, stop_at=8).run()
     warmed = checkpoint.load_latest(tmp_path / "half" / "checkpoints")
@@ -419,7 +435,6 @@ def test_the_policy_does_not_move_while_the_value_warms_up_and_resumes_to_the_sa
     moved = {name for name, tensor in warmed[1]["weights"].items() if not torch.equal(tensor, before[name])}
     assert warmed[0] == 6
     assert moved == {"head.value.weight", "head.value.bias"}
-    whole.run()
     moved = {name for name, tensor in weights(whole).items() if not torch.equal(tensor, before[name])}
     assert moved == set(before)
     torch.manual_seed(99)
@@ -427,3 +442,37 @@ def test_the_policy_does_not_move_while_the_value_warms_up_and_resumes_to_the_sa
     resumed.run()
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
     assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_a_value_of_its_own_learns_in_the_same_steps_and_resumes_to_the_same_bits(tmp_path: Path, warmup: int) -> None:
+    def all_weights(loop: Loop[PPORow]) -> dict[str, Tensor]:
+        return {
+            f"{role}/{name}": tensor.clone()
+            for role in (POLICY, "value")
+            for name, tensor in loop.trunk.state(role).items()
+        }
+
+    whole = make_loop(tmp_path / "whole", watched=True, own_value=True, value_warmup=warmup)
+    before = all_weights(whole)
+    whole.run()
+    after = all_weights(whole)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(after)
+    lines = read_log(tmp_path / "whole" / "metrics.jsonl")
+    assert {"policy_loss", "value_loss", "value_clip_fraction", "explained_variance"} <= lines[0].keys()
+    half = tmp_path / "half"
+    with pytest.raises(StopHereError):
+        make_loop(half, watched=True, own_value=True, value_warmup=warmup, stop_at=8).run()
+    saved = checkpoint.load_latest(half / "checkpoints")
+    assert saved is not None
+    moved = {
+        name for name, tensor in saved[1]["weights"].items() if not torch.equal(tensor, before[f"{POLICY}/{name}"])
+    }
+    assert bool(moved) is (warmup == 0)
+    assert not torch.equal(saved[1]["beside"]["value"]["head.value.weight"], before["value/head.value.weight"])
+    torch.manual_seed(99)
+    resumed = make_loop(half, watched=True, own_value=True, value_warmup=warmup)
+    resumed.run()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in all_weights(resumed).items())
+    for name in ("metrics.jsonl", "watch.jsonl"):
+        assert (half / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -75,6 +75,15 @@ def test_recomputing_keeps_the_input_of_each_layer_and_one_layer_whole() -> None
     assert parts["activations"] == 6 * 4 * (78 + 16 + 16)
 
 
+def test_a_role_that_learns_in_the_same_step_has_weights_gradients_and_moments_beside() -> None:
+    alone, both = (memory.training(TINY, CPU, LORA, ROW, beside=beside).parts for beside in ([], [LORA]))
+    changed = {name: both[name] - alone[name] for name in both if both[name] != alone[name]}
+    # 160 numbers more of each, two of them moments; only one role's activations are there at a time.
+    assert changed == {"adapters": 640, "gradients": 640, "optimizer": 1280}
+    full = memory.training(TINY, CPU, LORA, ROW, beside=[Method()]).parts
+    assert full["copies"] - alone["copies"] == full["gradients"] - alone["gradients"] == 5088
+
+
 def test_a_gpu_uses_working_memory_again() -> None:
     of = [memory.training(TINY, replace(CPU, gpus=gpus), LORA, ROW, scored=6).parts for gpus in (0, 1)]
     working = [[parts[name] for name in ("attention", "head", "layers")] for parts in of]

@@ -46,7 +46,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Terms:
-    """A PPO variant: charge is where the KL is charged, estimator which one."""
+    """A PPO variant: charge is where the KL is charged, estimator which one; own_value: whether values come from
+    weights of their own, and not from a head on the policy.
+    """
 
     advantage: str = "gae"
     charge: str = "reward"
@@ -60,6 +62,7 @@ class Terms:
     value_coefficient: float = 0.1
     entropy_bonus: float = 0.0
     missing_eos_penalty: float = 1.0
+    own_value: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ CLOSE = 1e-5
 """Largest difference, as a share of the norm: what fp32 leaves of the float64 that it is compared with."""
 
 VARIANTS = {
+    "ppo, a value of its own": Terms(own_value=True, entropy_bonus=0.05),
     "ppo": Terms(),
     "ppo, all terms": Terms(
         entropy_bonus=0.05, charge="loss", estimator="k3", price=0.3, gamma=0.9, lam=0.8, whiten=False
@@ -40,16 +42,25 @@ VARIANTS = {
 }
 
 
+def trained_roles(terms: Terms) -> tuple[str, ...]:
+    return (POLICY, "value") if terms.own_value else (POLICY,)
+
+
+def value_role(terms: Terms) -> str:
+    return trained_roles(terms)[-1]
+
+
 def make_trunk(terms: Terms) -> Trunk:
-    """A policy and a reward model that both differ from the trunk."""
+    """A policy, a reward model and perhaps a value that all differ from the trunk."""
     trunk = Trunk(tiny_model(), precision=torch.float32)
     draw = torch.Generator().manual_seed(5)
-    for seed, role in enumerate((POLICY, "reward")):
+    roles = (*trained_roles(terms), "reward")
+    for seed, role in enumerate(roles):
         trunk.add_adapter(role, ADAPTER, seed=seed)
     if terms.advantage == "gae":
-        trunk.add_head(POLICY, ppo.HEAD, spread=0.1, seed=2)
+        trunk.add_head(value_role(terms), ppo.HEAD, spread=0.1, seed=2)
     trunk.add_head("reward", reward.HEAD, spread=0.1, seed=1)
-    for role in (POLICY, "reward"):
+    for role in roles:
         move(trunk, role, 0.05, draw)
     return trunk
 
@@ -86,6 +97,7 @@ def make_source(trunk: Trunk, terms: Terms) -> ExperienceSource:
         shaping=ScoreShaping(scaling=False, clip=None),
         estimate=WITHOUT_VALUES.get(terms.advantage),
         reward_role="reward",
+        value_role=value_role(terms),
     )
 
 
@@ -103,24 +115,31 @@ def samples_of(batch: Batch[ppo.PPORow]) -> list[Sample]:
 
 def ours(trunk: Trunk, terms: Terms, batch: Batch[ppo.PPORow]) -> tuple[float, dict[str, Tensor]]:
     """The loss of a minibatch, and the gradient of each parameter, as the loop makes them."""
-    objective = ppo.PPOObjective(
-        clip=terms.clip,
-        value=ppo.ValueLoss(terms.value_clip, terms.value_coefficient) if terms.advantage == "gae" else None,
-        entropy_bonus=terms.entropy_bonus,
-        kl_coefficient=terms.price if terms.charge == "loss" else 0.0,
-        kl_estimator=kl.ESTIMATORS[terms.estimator],
-    )
-    own, total = trunk.trainable(POLICY), 0.0
+    value = ppo.ValueLoss(terms.value_clip, terms.value_coefficient)
+    objectives: list[ppo.PPOObjective | ppo.ValueObjective] = [
+        ppo.PPOObjective(
+            clip=terms.clip,
+            value=value if terms.advantage == "gae" and not terms.own_value else None,
+            entropy_bonus=terms.entropy_bonus,
+            kl_coefficient=terms.price if terms.charge == "loss" else 0.0,
+            kl_estimator=kl.ESTIMATORS[terms.estimator],
+        )
+    ]
+    if terms.own_value:
+        objectives.append(ppo.ValueObjective(value))
+    own = {f"{role}/{name}": one for role in trained_roles(terms) for name, one in trunk.trainable(role).items()}
+    total = 0.0
     for parameter in own.values():
         parameter.grad = None
-    with trunk.use(POLICY, training=True) as policy:
-        for row in batch.rows:
-            found = objective(policy, row).losses
-            parts = [
-                found[name] * term.coefficient / batch.counts[term.count] for name, term in objective.terms.items()
-            ]
-            torch.stack(parts).sum().backward()
-            total += float(sum(part.detach() for part in parts))
+    for objective in objectives:
+        with trunk.use(objective.role, training=True) as role:
+            for row in batch.rows:
+                found = objective(role, row).losses
+                parts = [
+                    found[name] * term.coefficient / batch.counts[term.count] for name, term in objective.terms.items()
+                ]
+                torch.stack(parts).sum().backward()
+                total += float(sum(part.detach() for part in parts))
     return total, {name: parameter.grad for name, parameter in own.items() if parameter.grad is not None}
 
 
@@ -130,10 +149,18 @@ class Other:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.model = tiny_model(attention="eager").double().requires_grad_(False)
-        self.head = ppo.HEAD if terms.advantage == "gae" else None
 
     def leaves(self, trunk: Trunk, role: str) -> dict[str, Tensor]:
         return {name: tensor.double().clone().requires_grad_() for name, tensor in trunk.state(role).items()}
+
+    def read(self, leaves: Mapping[str, independent.Weights], samples: Sequence[Sample]) -> list[independent.Reading]:
+        """What the policy says, with the values of whoever has them."""
+        shared = ppo.HEAD if self.terms.advantage == "gae" and not self.terms.own_value else None
+        now = independent.read(self.model, leaves[POLICY], samples, scale=SCALE, head=shared)
+        if not self.terms.own_value:
+            return now
+        values = independent.read(self.model, leaves["value"], samples, scale=SCALE, head=ppo.HEAD)
+        return [replace(one, head_T=value.head_T) for one, value in zip(now, values, strict=True)]
 
     @torch.no_grad()
     def experience(self, trunk: Trunk, minibatches: Sequence[Sequence[Sample]]) -> list[list[independent.Old]]:
@@ -144,7 +171,7 @@ class Other:
         scores = independent.read(self.model, self.leaves(trunk, "reward"), ended, scale=SCALE, head=reward.HEAD)
         found = independent.experience(
             samples,
-            independent.read(self.model, self.leaves(trunk, POLICY), samples, scale=SCALE, head=self.head),
+            self.read({role: self.leaves(trunk, role) for role in trained_roles(self.terms)}, samples),
             independent.read(self.model, None, samples, scale=SCALE, head=None),
             [float(one.head_at_end) for one in scores if one.head_at_end is not None],
             self.terms,
@@ -157,12 +184,13 @@ class Other:
         self, trunk: Trunk, samples: Sequence[Sample], old: Sequence[independent.Old]
     ) -> tuple[float, Mapping[str, Tensor], list[float]]:
         """The loss, the gradient of each parameter, and the ratio of each token."""
-        leaves = self.leaves(trunk, POLICY)
-        now = independent.read(self.model, leaves, samples, scale=SCALE, head=self.head)
+        leaves = {role: self.leaves(trunk, role) for role in trained_roles(self.terms)}
+        now = self.read(leaves, samples)
         ratios = torch.cat([(one.logprob_T - o.logprob_T).exp() for one, o in zip(now, old, strict=True)]).tolist()
         loss = independent.loss(now, old, self.terms)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        return float(loss.detach()), dict(zip(leaves, gradients, strict=True)), ratios
+        flat = {f"{role}/{name}": one for role, weights in leaves.items() for name, one in weights.items()}
+        gradients = torch.autograd.grad(loss, list(flat.values()))
+        return float(loss.detach()), dict(zip(flat, gradients, strict=True)), ratios
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["first step", "after steps"])

@@ -227,15 +227,16 @@ def training(
     scored: int = 0,
     others: Sequence[Method] = (),
     under: Sequence[Method] = (),
+    beside: Sequence[Method] = (),
 ) -> Moment:
     """Steps of a role, row after row. in_place: it trains the trunk's own weights; scored: positions of a row whose
     log-probability is learned; others: roles that stand on the trunk beside it; under: frozen adapters that every role
-    passes through.
+    passes through; beside: roles that learn in the same step, one after the other.
     """
     full = method.rank is None
-    trained = shape.parameters if full else adapter_parameters(shape, method)
+    trained = sum(shape.parameters if one.rank is None else adapter_parameters(shape, one) for one in (method, *beside))
     stream = FP32 if full else machine.weights
-    roles = [*others, *under] if full and in_place else [*others, *under, method]
+    roles = [*others, *under, *beside] if full and in_place else [*others, *under, *beside, method]
     held = _held(shape, machine, roles)
     cast = 0 if stream == machine.products else machine.products * shape.layers * shape.layer_parameters
     if scored and stream != machine.products:

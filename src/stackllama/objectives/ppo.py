@@ -4,7 +4,8 @@ and its rivals without a value head (RLOO, GRPO, REINFORCE), which differ by the
 Terms, all means over the response tokens of the minibatch:
 
 - policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability);
-- value, where there is a value head: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
+- value, where there is a value head, the policy's or (by `ValueObjective`) that of a role of its own:
+  1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
 - entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
 - KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4), or k2.
 
@@ -69,8 +70,28 @@ def value_loss(value_N: Tensor, old_value_N: Tensor, return_N: Tensor, *, clip: 
     return 0.5 * torch.maximum((value_N - return_N).square(), (clipped_N - return_N).square())
 
 
+class ValueObjective:
+    """The value term alone, for a value that is a role of its own, divided by the batch's ``tokens``.
+
+    Metric: ``value_clip_fraction``.
+    """
+
+    role = "value"
+    metric_counts: Mapping[str, str] = {"value_clip_fraction": "tokens"}
+
+    def __init__(self, value: ValueLoss) -> None:
+        self.terms: Mapping[str, Term] = {"value_loss": Term(value.coefficient, "tokens")}
+        self._value = value
+
+    def __call__(self, role: Role, row: PPORow) -> Sums:
+        """The row's sums over response tokens."""
+        value_N = role.score(HEAD, role.hidden_at(row.forest, row.targets.predictor_N))
+        loss, moved = _value_sums(value_N, row, self._value)
+        return Sums({"value_loss": loss}, {"value_clip_fraction": moved})
+
+
 class PPOObjective:
-    """The terms above, divided by the batch's ``tokens``. value: of the value head, or None where there is none;
+    """The terms above, divided by the batch's ``tokens``. value: of the policy's value head, or None where it has none;
     entropy_bonus, kl_coefficient: reward for a nat of entropy and price of a nat of KL, a token; 0 leaves them out;
     kl_estimator: k3 or k2, what that price is for.
 
@@ -128,10 +149,15 @@ class PPOObjective:
                 "entropy": entropy_N.sum(),
             }
         if self._value is not None:
-            assert row.old_value_N is not None, "a source without values"
-            assert row.return_N is not None
             value_N = role.score(HEAD, hidden_TD[row.targets.predictor_N])
-            losses["value_loss"] = value_loss(value_N, row.old_value_N, row.return_N, clip=self._value.clip).sum()
-            moved_N = (value_N.detach() - row.old_value_N).abs()
-            metrics["value_clip_fraction"] = (moved_N > self._value.clip).float().sum()
+            losses["value_loss"], metrics["value_clip_fraction"] = _value_sums(value_N, row, self._value)
         return Sums({name: losses[name] for name in self.terms}, metrics)
+
+
+def _value_sums(value_N: Tensor, row: PPORow, how: ValueLoss) -> tuple[Tensor, Tensor]:
+    """The sum of the row's value losses, and how many values have moved further than the clip."""
+    assert row.old_value_N is not None, "a source without values"
+    assert row.return_N is not None
+    moved_N = (value_N.detach() - row.old_value_N).abs()
+    loss = value_loss(value_N, row.old_value_N, row.return_N, clip=how.clip).sum()
+    return loss, (moved_N > how.clip).float().sum()

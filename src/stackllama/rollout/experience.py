@@ -114,10 +114,9 @@ class ExperienceSource:
     """Rounds of experience for the PPO objective, each passed over ``epochs`` times in ``minibatches`` minibatches.
 
     prompts: roots, used in a new shuffled order by (seed, pass over the prompts); while a curriculum leaves some out,
-    a choice by (seed, round). estimator: token KL from (policy,
-    reference) log-probabilities. shaping: of the reward model's scores. estimate: advantages from rewards, where the
-    policy has no value head; None: by GAE from what its head says. The noise of a response is keyed by its number,
-    counted over the whole run.
+    a choice by (seed, round). estimator: token KL from (policy, reference) log-probabilities. shaping: of the reward
+    model's scores. estimate: advantages from rewards, where there is no value head; None: by GAE from what the head of
+    value_role says. The noise of a response is keyed by its number, counted over the whole run.
     """
 
     unit = "episodes"
@@ -134,6 +133,7 @@ class ExperienceSource:
         shaping: ScoreShaping,
         estimate: Estimate | None,
         reward_role: str,
+        value_role: str = POLICY,
     ) -> None:
         if len(prompts) < settings.prompts:
             raise DataError(
@@ -151,6 +151,7 @@ class ExperienceSource:
         self._shaping = shaping
         self._estimate = estimate
         self._reward_role = reward_role
+        self._value_role = value_role
         self._round = 0
         self._rows: list[PPORow] = []
         self._plan: list[list[int]] = []
@@ -401,9 +402,14 @@ class ExperienceSource:
                 targets = branch_targets(forest)
                 hidden_TD = policy.hidden(forest)
                 value_N = None
-                if self._estimate is None:
+                if self._estimate is None and self._value_role == POLICY:
                     value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N]).cpu()
                 old.append((policy.logprobs(hidden_TD, targets).cpu(), value_N))
+        if self._estimate is None and self._value_role != POLICY:
+            with self._trunk.use(self._value_role) as role:
+                places = [(forest, branch_targets(forest).predictor_N) for forest in forests]
+                values = [role.score(ppo.HEAD, role.hidden_at(*place)).cpu() for place in places]
+            old = [(logprob, value) for (logprob, _), value in zip(old, values, strict=True)]
         with self._trunk.use(REFERENCE) as reference:
             known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)).cpu() for forest in forests]
         return [

@@ -1,9 +1,12 @@
 """The one loop: a source, an objective, an optimizer.
 
 A step: enter the objective's role, turn each row of the batch into sums and their gradients, leave the role, and let
-the guard decide whether the optimizer steps. State is saved every so many steps, and a loop that starts in a folder
-with a checkpoint goes on from it, bit for bit. Where the guard finds the weights damaged, weights and optimizer go
-back to an earlier checkpoint, while the source and the count of steps go on: nothing more is kept in memory for that.
+the guard decide whether the optimizer steps. Where other roles learn from the same rows, each has an objective of its
+own, and is entered after the one before it was left, since a backward has to end inside its role.
+
+State is saved every so many steps, and a loop that starts in a folder with a checkpoint goes on from it, bit for bit.
+Where the guard finds the weights damaged, weights and optimizer go back to an earlier checkpoint, while the source and
+the count of steps go on: nothing more is kept in memory for that.
 
 Left out on purpose: epochs, KL control, early stops (the source's business), evaluation and choice of weights
 (callbacks).
@@ -45,7 +48,9 @@ class Settings:
 
 @dataclass(slots=True)
 class Loop(Generic[RowT]):
-    """One training run of one role; `run` trains to the source's end."""
+    """One training run; `run` trains to the source's end. beside: objectives of other roles, whose terms and metrics
+    have names of their own; the optimizer has the parameters of all, by `trained`.
+    """
 
     trunk: Trunk
     objective: Objective[RowT]
@@ -59,6 +64,7 @@ class Loop(Generic[RowT]):
     title: str
     shown: Sequence[str] = ()
     after_step: Sequence[Callable[[StepResult], Mapping[str, float] | None]] = ()
+    beside: Sequence[Objective[RowT]] = ()
     step: int = 0
     work: int = 0
     _refused: int = 0
@@ -124,12 +130,18 @@ class Loop(Generic[RowT]):
             )
         return StepResult(self.step, loss, metrics, norm, judged.refusal, rewound), judged
 
+    @property
+    def _objectives(self) -> tuple[Objective[RowT], ...]:
+        return (self.objective, *self.beside)
+
     def _means(self, batch: Batch[RowT], total: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """The loss and the metrics of a batch, from its sums."""
-        terms, counts = self.objective.terms, batch.counts
+        counts = batch.counts
+        terms = {name: term for each in self._objectives for name, term in each.terms.items()}
+        measured = {name: count for each in self._objectives for name, count in each.metric_counts.items()}
         means = {name: total[name] / counts[term.count] for name, term in terms.items()}
         loss = sum(term.coefficient * means[name] for name, term in terms.items())
-        metrics = {name: total[name] / counts[count] for name, count in self.objective.metric_counts.items()}
+        metrics = {name: total[name] / counts[count] for name, count in measured.items()}
         return loss, metrics | means if len(means) > 1 else metrics
 
     def _rewind(self, judged: Judgement) -> int | None:
@@ -156,16 +168,19 @@ class Loop(Generic[RowT]):
     def _backward(self, batch: Batch[RowT]) -> dict[str, Tensor]:
         """Sums of all terms and metrics over the batch; leaves the gradient of the mean loss in the parameters."""
         total: dict[str, Tensor] = {}
-        with self.trunk.use(self.objective.role, training=True) as role:
-            for row in batch.rows:
-                found = self.objective(role, on_device(row, self.trunk.device))
-                scaled = [
-                    found.losses[name] * (term.coefficient / batch.counts[term.count])
-                    for name, term in self.objective.terms.items()
-                ]
-                torch.stack(scaled).sum().backward()
-                for name, value in {**found.losses, **found.metrics}.items():
-                    total[name] = total[name] + value.detach() if name in total else value.detach()
+        for objective in self._objectives:
+            with self.trunk.use(objective.role, training=True) as role:
+                for row in batch.rows:
+                    found = objective(role, on_device(row, self.trunk.device))
+                    scaled = [
+                        found.losses[name] * (term.coefficient / batch.counts[term.count])
+                        for name, term in objective.terms.items()
+                    ]
+                    loss = torch.stack(scaled).sum()
+                    if loss.requires_grad:  # a policy has no gradient while another role's value warms up
+                        loss.backward()
+                    for name, value in {**found.losses, **found.metrics}.items():
+                        total[name] = total[name] + value.detach() if name in total else value.detach()
         return total
 
     def _report(self, batch: Batch[RowT], result: StepResult, judged: Judgement, show: Progress) -> None:
@@ -185,9 +200,9 @@ class Loop(Generic[RowT]):
         show.advance(batch.work, **{name: values[name] for name in shown if name in values})
 
     def _state(self) -> dict[str, Any]:
-        role = self.objective.role
         return {
-            "weights": self.trunk.state(role),
+            "weights": self.trunk.state(self.objective.role),
+            "beside": {each.role: self.trunk.state(each.role) for each in self.beside},
             "optimizer": optimizer_state(self.optimizer),
             "source": self.source.state_dict(),
             "guard": self.guard.state_dict(),
@@ -217,7 +232,19 @@ class Loop(Generic[RowT]):
 
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         self.trunk.load_state(self.objective.role, state["weights"])
+        for each in self.beside:
+            self.trunk.load_state(each.role, state["beside"][each.role])
         load_optimizer_state(self.optimizer, state["optimizer"])
+
+
+def trained(
+    trunk: Trunk, objective: Objective[RowT], beside: Sequence[Objective[RowT]] = ()
+) -> dict[str, torch.nn.Parameter]:
+    """What a loop with these objectives trains, by name; a role beside the first has its name in front."""
+    others = {
+        f"{each.role}/{name}": parameter for each in beside for name, parameter in trunk.trainable(each.role).items()
+    }
+    return trunk.trainable(objective.role) | others
 
 
 def _event(result: StepResult, judged: Judgement) -> dict[str, Plain]:
