@@ -200,6 +200,11 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {advantage: grpo, value_coefficient: 0}", ["ppo.value_coefficient = 0", "leave it at 0.1"]),
         (SMALL + "ppo: {advantage: reinforce, lambda: 1}", ["ppo.lambda = 1", "ppo.advantage to gae"]),
         (SMALL + "ppo: {advantage: rloo, value_warmup: 2}", ["ppo.value_warmup = 2", "leave it at 0"]),
+        (SMALL + "ppo: {advantage: best}", ["ppo.whiten = true", "set whiten to false"]),
+        (
+            SMALL + "ppo: {advantage: best, whiten: false, samples_per_prompt: 1}",
+            ["ppo.advantage = best", "at least 2"],
+        ),
         (SMALL + "ppo: {advantage: grpo, value: own}", ["ppo.value = own is for values", "leave it at shared"]),
         (SMALL + "ppo: {steps: 20, value_warmup: 20}", ["ppo.value_warmup = 20", "none of ppo.steps = 20"]),
         (SMALL + "ppo: {value_warmup: 2, value_coefficient: 0}", ["ppo.value_warmup = 2 would learn nothing"]),
@@ -233,6 +238,7 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {kl: {controller: stop, charge: loss, estimator: k3, horizon: 1}}",
         "ppo: {kl: {controller: fixed, charge: loss, estimator: k2}}",
         "ppo: {kl: {estimator: k2}}",
+        "ppo: {advantage: best, whiten: false}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:

@@ -230,6 +230,8 @@ def only_ppo_is_left(whole: Path, folder: Path) -> Path:
 RIVALS = {
     "rloo": "--ppo.advantage rloo --ppo.entropy_bonus 0.01",
     "grpo": "--ppo.advantage grpo --ppo.kl.charge loss --ppo.kl.controller fixed --ppo.kl.estimator k3",
+    "best": "--ppo.advantage best --ppo.whiten false --ppo.kl.estimator k2 --ppo.kl.charge loss "
+    "--ppo.kl.controller fixed",
     "reinforce": "--ppo.advantage reinforce --ppo.reward_scaling true --ppo.reward_clip 1.5",
 }
 
@@ -245,7 +247,7 @@ def test_a_rival_of_ppo_has_no_value_head_and_the_terms_that_were_asked_for(
     lines = [json.loads(line) for line in (run / "ppo/metrics.jsonl").read_text().splitlines()]
     logged = set(lines[-1])
     assert not logged & {"value_loss", "value_clip_fraction", "explained_variance"}
-    assert ("kl_loss" in logged) is (rival == "grpo")
+    assert ("kl_loss" in logged) is (rival in ("grpo", "best"))
     assert ({"reward_scale", "reward_clipped"} <= logged) is (rival == "reinforce")
     ratios = {line["round"]: line["ratio_mean"] for line in reversed(lines)}
     assert ratios == {0.0: 1.0, 1.0: 1.0, 2.0: 1.0}  # of each round's first step

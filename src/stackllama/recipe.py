@@ -352,10 +352,11 @@ class PPO(Optimization):
     )
     epochs: int = Field(4, ge=1, le=100, description="Passes over each batch (the original: 4).")
     minibatches: int = Field(4, ge=1, description="Optimizer steps in one pass; they divide a batch's prompts.")
-    advantage: Literal["gae", "rloo", "grpo", "reinforce"] = Field(
+    advantage: Literal["gae", "rloo", "grpo", "reinforce", "best"] = Field(
         "gae",
         description="What a response is measured by: a value head (gae, PPO), the prompt's other samples (rloo), all "
-        "of the prompt's samples, in their deviations (grpo), or all other responses of the batch (reinforce).",
+        "of the prompt's samples, in their deviations (grpo), or all other responses of the batch (reinforce); or the "
+        "best of the prompt's samples alone is learned (best: rejection sampling).",
     )
     max_prompt_tokens: int = Field(512, ge=8, description="Longest prompt in tokens; a longer one is left out.")
     max_new_tokens: int = Field(128, ge=1, description="Longest response in tokens.")
@@ -629,6 +630,11 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
         yield (
             f"ppo.advantage = {ppo.advantage} compares the samples of a prompt: raise ppo.samples_per_prompt = "
             f"{ppo.samples_per_prompt} to at least 2"
+        )
+    if ppo.advantage == "best" and ppo.whiten:
+        yield (
+            "ppo.whiten = true would have all but the best samples unlearned, and ppo.advantage = best leaves them "
+            "alone: set whiten to false"
         )
     for name in ("gamma", "gae_lambda", "value_clip", "value_coefficient", "value_warmup"):
         field = PPO.model_fields[name]

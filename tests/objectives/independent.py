@@ -133,12 +133,15 @@ def generalized_advantages(rewards: Sequence[float], values: Sequence[float], ga
 
 
 def whole_advantages(name: str, earned: Sequence[float], prompts: Sequence[tuple[int, ...]]) -> list[float]:
-    """One advantage for each response: RLOO (Ahmadian et al. 2024), GRPO (Shao et al. 2024), or REINFORCE against all
-    others of the batch.
+    """One advantage for each response: RLOO (Ahmadian et al. 2024), GRPO (Shao et al. 2024), REINFORCE against all
+    others of the batch, or the best of a prompt's samples alone.
     """
     found = []
     for at, mine in enumerate(earned):
         group = [one for one, prompt in zip(earned, prompts, strict=True) if prompt == prompts[at]]
+        if name == "best":  # Dong et al. 2023, algorithm 1
+            found.append(1.0 if mine == max(group) else 0.0)
+            continue
         if name == "grpo":
             found.append((mine - statistics.fmean(group)) / (statistics.pstdev(group) + 1e-4))
             continue

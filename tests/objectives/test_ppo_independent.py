@@ -37,6 +37,7 @@ VARIANTS = {
     "ppo, k3 in the reward": Terms(estimator="k3", value_clip=0.02, value_coefficient=1.0),
     "ppo, k2 in the loss": Terms(charge="loss", estimator="k2"),
     "rloo": Terms(advantage="rloo", whiten=False),
+    "best": Terms(advantage="best", whiten=False, price=0.5),
     "grpo": Terms(advantage="grpo", charge="loss", estimator="k3", whiten=False),
     "reinforce": Terms(advantage="reinforce", estimator="k2", entropy_bonus=0.01),
 }

@@ -204,6 +204,9 @@ def by_hand(name: str, roots: list[tuple[int, ...]], rewards: list[float]) -> li
     found: list[float] = []
     for at, root in enumerate(roots):
         same = [reward for reward, other in zip(rewards, roots, strict=True) if other == root]
+        if name == "best":
+            found.append(float(rewards[at] == max(same)))
+            continue
         others = list(rewards) if name == "reinforce" else list(same)
         others.remove(rewards[at])
         if name == "grpo":

@@ -7,6 +7,8 @@ of its tokens the same advantage. From which responses an expectation is taken i
     rloo, grpo   the prompt's other samples, all of the prompt's samples (in deviations)
     reinforce    all other responses of the batch, whatever their prompts
 
+`best` expects nothing: it has the best of a prompt's samples learned, and the others left alone (rejection sampling).
+
 Left out on purpose: Dr. GRPO (Liu et al. 2025, "Understanding R1-Zero-like training"), which is `grpo` without its
 division, and so `rloo` times (k - 1) / k for k samples of each prompt.
 
@@ -105,9 +107,28 @@ def reinforce(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor
     return _over_the_others(reward_S, batch_S, "reinforce", "a batch").to(rewards_N.dtype)[sequence_N]
 
 
+@torch.no_grad()
+def best(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:
+    """Give each token 1 where its response has the highest reward of its prompt's, and 0 elsewhere.
+
+    Responses that share the highest reward share the 1, so that each prompt counts the same. At a ratio of 1 the
+    gradient is that of fine-tuning on the best of a prompt's samples, each token weighing the same.
+
+    Arguments, errors and result as for `rloo`, the result without unit. Source: Dong et al. 2023, "RAFT: reward ranked
+    finetuning for generative foundation model alignment", algorithm 1; the policy-gradient form is ours.
+    """
+    reward_S = _whole_rewards(rewards_N, sequence_N, prompt_S)
+    groups, place_S = prompt_S.unique(return_inverse=True)
+    lowest_G = reward_S.new_full((len(groups),), -torch.inf)
+    highest_G = lowest_G.scatter_reduce(0, place_S, reward_S, "amax")
+    _require_two(_sum_over_group(torch.ones_like(reward_S), prompt_S), "best", "a prompt")
+    is_best_S = (reward_S == highest_G[place_S]).double()
+    return (is_best_S / _sum_over_group(is_best_S, prompt_S)).to(rewards_N.dtype)[sequence_N]
+
+
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(rewards_N, sequence_N, prompt_S) -> advantages_N, as `rloo` has them."""
-WITHOUT_VALUES: Mapping[str, Estimate] = {"rloo": rloo, "grpo": grpo, "reinforce": reinforce}
+WITHOUT_VALUES: Mapping[str, Estimate] = {"rloo": rloo, "grpo": grpo, "reinforce": reinforce, "best": best}
 
 
 def _whole_rewards(rewards_N: Tensor, sequence_N: Tensor, prompt_S: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Proximal policy optimization with a clipped value loss (Schulman et al. 2017; details as in Stiennon et al. 2020);
-and its rivals without a value head (RLOO, GRPO, REINFORCE), which differ by their advantages alone.
+and its rivals without a value head (RLOO, GRPO, REINFORCE, rejection sampling), which differ by their advantages alone.
 
 Terms, all means over the response tokens of the minibatch:
 
