@@ -21,6 +21,8 @@ from stackllama.rollout.vllm import VllmSampler, write_adapter
 from stackllama.tokens.forest import Tree, branch_targets, plant
 from tests.rollout import fake_vllm
 
+REAL = importlib.util.find_spec("vllm") is not None
+pytestmark = pytest.mark.filterwarnings("default" if REAL else "error")  # vLLM has warnings of its own
 EOS, NEW = 2, 24
 HOW = Sampling(seed=3, max_new_tokens=NEW, eos_id=EOS)
 PROMPTS = ((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (5, 6, 7), (20,) * 11)
@@ -34,7 +36,7 @@ def library() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in vllm._PROCESS:
             patch.setenv(name, os.environ.get(name, ""))  # put back what the sampler sets
-        if importlib.util.find_spec("vllm") is None:
+        if not REAL:
             fake_vllm.install(patch)
         yield
 
