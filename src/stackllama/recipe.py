@@ -360,6 +360,23 @@ class PPO(Optimization):
     )
     max_prompt_tokens: int = Field(512, ge=8, description="Longest prompt in tokens; a longer one is left out.")
     max_new_tokens: int = Field(128, ge=1, description="Longest response in tokens.")
+    sampler: Literal["own", "vllm"] = Field(
+        "own",
+        description="What samples for training: our own sampler, or vLLM beside the trainer on one GPU (by adapters "
+        "only; needs `stackllama[vllm]`).",
+    )
+    sampler_difference_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Mean difference of a token's log-probability by sampler and trainer, in nats, over which the "
+        "stage ends; none: 0.001 where products are float32, 0.1 where they are bfloat16.",
+    )
+    importance_cap: float | None = Field(
+        2.0,
+        ge=1,
+        description="With `sampler: vllm`, the largest weight of a token: its probability by the trainer over that by "
+        "the sampler, cut there; none: no weights.",
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward per token (the original: 1).")
     gae_lambda: float = Field(
         0.95, ge=0, le=1, alias="lambda", description="Decay of advantage estimates per token (the original: 0.95)."
@@ -526,8 +543,31 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
     if "ppo" in recipe.stages:
         yield from _ppo_contradictions(recipe.ppo)
+        yield from _sampler_contradictions(recipe)
     yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
+
+
+def _sampler_contradictions(recipe: Recipe) -> Iterator[str]:
+    ppo = recipe.ppo
+    if ppo.sampler == "own":
+        usual = PPO.model_fields["importance_cap"].default
+        if ppo.importance_cap != usual:
+            yield (
+                f"ppo.importance_cap = {ppo.importance_cap} is for another sampler, and ppo.sampler = own computes as "
+                f"the trainer does; leave it at {usual:g}, or set ppo.sampler to vllm"
+            )
+        return
+    if ppo.method == "full":
+        yield (
+            "ppo.sampler = vllm is given adapters, but ppo.method = full trains all weights; set it to lora, or "
+            "ppo.sampler to own"
+        )
+    if recipe.base.quantization != "off":
+        yield (
+            f"ppo.sampler = vllm cannot sample over base.quantization = {recipe.base.quantization}; set that to off, "
+            "or ppo.sampler to own"
+        )
 
 
 def _base_contradictions(recipe: Recipe) -> Iterator[str]:

@@ -30,12 +30,14 @@ from stackllama.assembly import (
     kl_controller,
     load_roles,
     load_trunk,
+    mismatch,
     paired_trees,
     ppo_objective,
     ppo_settings,
     prepare_machine,
     prompt_trees,
     resampling,
+    sampler,
     sft_trees,
     source_hashes,
     stage_seed,
@@ -305,6 +307,8 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             estimate=advantage_estimate(recipe),
             reward_role="reward",
             value_role=valued or POLICY,
+            sampler=sampler(recipe, run.folder, trunk),
+            mismatch=mismatch(recipe),
         )
         watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
         steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches

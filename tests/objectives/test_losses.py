@@ -121,6 +121,32 @@ def gradient(trunk: Trunk, loss: Callable[[Role], torch.Tensor]) -> torch.Tensor
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss(role), own)])
 
 
+def test_a_tokens_weight_multiplies_its_loss_and_nothing_else() -> None:
+    trunk = policy_trunk(values=False)
+    row = policy_row(trunk, values=False)
+    weighted = replace(row, weight_N=torch.tensor([0.0, 2.0, 1.0, 0.5, 0.0]))
+    objective = PPOObjective(clip=0.2, value=None)
+    # Log-ratios 0.1, -0.1, 0.05, 0, 0.3 with advantages 1, 1, 1, -2, -2: losses -e^0.1, -e^-0.1, -e^0.05, 2, 2 e^0.3,
+    # none of them clipped (e^0.3 = 1.35 of a bad action counts whole). So 2 (-0.90484) - 1.05127 + 0.5 * 2 = -1.86095.
+    with trunk.use("policy") as role:
+        found, plain = objective(role, weighted), objective(role, row)
+    assert float(found.losses["policy_loss"]) == pytest.approx(-1.86095, abs=1e-4)
+    assert all(torch.equal(number, plain.metrics[name]) for name, number in found.metrics.items())
+    ones = replace(row, weight_N=torch.ones(5))
+    with trunk.use("policy") as role:
+        assert torch.equal(objective(role, ones).losses["policy_loss"], plain.losses["policy_loss"])
+
+    def by_hand(role: Role) -> torch.Tensor:
+        logprob_N = role.logprobs(role.hidden(row.forest), row.targets)
+        # The gradient of such a loss is minus the advantage times the ratio, times that of the log-probability.
+        slope_N = torch.tensor([0.0, -2 * math.exp(-0.1), -math.exp(0.05), 0.5 * 2.0, 0.0])
+        return (slope_N * logprob_N).sum()
+
+    found_gradient = gradient(trunk, lambda role: objective(role, weighted).losses["policy_loss"])
+    expected = gradient(trunk, by_hand)
+    assert (found_gradient - expected).norm() <= 1e-4 * expected.norm()
+
+
 def test_an_entropy_bonus_pulls_towards_more_entropy() -> None:
     trunk = policy_trunk(values=False)
     row = policy_row(trunk, values=False)

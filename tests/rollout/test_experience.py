@@ -15,8 +15,9 @@ from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import kl, ppo, reward
 from stackllama.objectives.advantages import WITHOUT_VALUES, Estimate
 from stackllama.objectives.scaling import ScoreShaping
-from stackllama.rollout.engine import Sampling
+from stackllama.rollout.engine import Sampler, Sampling, sample
 from stackllama.rollout.experience import POLICY, ExperienceSource, PPOSettings, response_scores, token_rewards
+from stackllama.rollout.mismatch import UNLIMITED, Mismatch
 from stackllama.tokens.batches import StepResult
 from stackllama.tokens.forest import Tree, branch_targets, last_tokens, plant
 from tests.model.tiny import VOCABULARY, tiny_model
@@ -49,6 +50,8 @@ def make_source(
     clip: float | None = None,
     estimate: Estimate | None = None,
     controller: kl.Controller | None = None,
+    sampler: Sampler = sample,
+    mismatch: Mismatch = UNLIMITED,
     **changes: Any,
 ) -> ExperienceSource:
     draw = random.Random(0)
@@ -79,6 +82,8 @@ def make_source(
         shaping=ScoreShaping(scaling=scaling, clip=clip),
         estimate=estimate,
         reward_role="reward",
+        sampler=sampler,
+        mismatch=mismatch,
     )
 
 

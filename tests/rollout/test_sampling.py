@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stackllama.rollout.sampling import draw, reshape_distribution, uniforms
+from stackllama.rollout.sampling import draw, request_seeds, reshape_distribution, uniforms
 
 
 def test_noise_is_a_function_of_its_three_keys() -> None:
@@ -15,6 +15,19 @@ def test_noise_is_a_function_of_its_three_keys() -> None:
     assert len(set(base.tolist())) == 3
     assert uniforms(1, [6], [0]).item() == base[1].item()
     assert uniforms(2, [6], [0]).item() != base[1].item()
+
+
+def test_the_noise_of_a_seed_and_its_keys_never_changes() -> None:
+    # A run that is resumed under another version goes on with the same samples.
+    assert uniforms(1, [5, 6], [0, 3]).tolist() == [0.5144317930624774, 0.546038902680294]
+
+
+def test_a_requests_seed_is_a_function_of_its_two_keys() -> None:
+    seeds = request_seeds(1, range(1000))
+    assert len(set(seeds)) == 1000
+    assert request_seeds(1, [7]) == [seeds[7]]
+    assert not set(request_seeds(2, range(1000))) & set(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_noise_is_uniform_and_uncorrelated_along_requests_and_tokens() -> None:

@@ -3,7 +3,8 @@ and its rivals without a value head (RLOO, GRPO, REINFORCE, rejection sampling),
 
 Terms, all means over the response tokens of the minibatch:
 
-- policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability);
+- policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability), times
+  the token's weight where another program sampled;
 - value, where there is a value head, the policy's or (by `ValueObjective`) that of a role of its own:
   1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
 - entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
@@ -38,6 +39,8 @@ class PPORow:
     old_logprob_N and old_value_N: the trainer's own, before the batch's first step; reference_N: log-probability by the
     reference; advantage_N; return_N: the value's target. Without a value head old_value_N and return_N are None.
     value_alone: whether the value learns from it and the policy does not.
+    weight_N: what the token's policy loss is multiplied by, constant; None where the sampler's probabilities are the
+    trainer's own (`rollout/mismatch.py`).
     """
 
     forest: Forest
@@ -48,6 +51,7 @@ class PPORow:
     advantage_N: Tensor
     return_N: Tensor | None
     value_alone: bool = False
+    weight_N: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,9 @@ class PPOObjective:
             # that matrix is trained.
             with nullcontext() if "entropy" in self.terms else torch.no_grad():
                 entropy_N = role.entropies(hidden_TD, row.targets)
+            policy_N = policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip)
             losses = {
-                "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
+                "policy_loss": (policy_N if row.weight_N is None else row.weight_N * policy_N).sum(),
                 "entropy": entropy_N.sum(),
                 "kl_loss": self._kl_estimator(logprob_N, row.reference_N).sum(),
             }

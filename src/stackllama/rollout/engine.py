@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +59,13 @@ class Sampling:
     slots: int = SLOTS
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+class Sampler(Protocol):
+    """What samples for training: `sample` below, or another program with the same weights (`vllm.py`)."""
+
+    def __call__(self, role: Role, requests: Sequence[Request], how: Sampling, /) -> list[Response]:
+        """Sample every request, in order, from the role that was entered."""
 
 
 @dataclass(eq=False, slots=True)

@@ -27,7 +27,8 @@ from stackllama.objectives.masked import sum_per_sequence, whiten
 from stackllama.objectives.ppo import PPORow
 from stackllama.objectives.scaling import ScoreShaping
 from stackllama.rollout.curriculum import admitted
-from stackllama.rollout.engine import Request, Response, Sampling, sample
+from stackllama.rollout.engine import Request, Response, Sampler, Sampling, sample
+from stackllama.rollout.mismatch import UNLIMITED, Mismatch
 from stackllama.tokens.batches import Batch, StepResult
 from stackllama.tokens.forest import Forest, Segment, Tree, branch_targets, last_tokens, plant
 from stackllama.tokens.packing import deal, pack
@@ -116,7 +117,8 @@ class ExperienceSource:
     prompts: roots, used in a new shuffled order by (seed, pass over the prompts); while a curriculum leaves some out,
     a choice by (seed, round). estimator: token KL from (policy, reference) log-probabilities. shaping: of the reward
     model's scores. estimate: advantages from rewards, where there is no value head; None: by GAE from what the head of
-    value_role says. The noise of a response is keyed by its number, counted over the whole run.
+    value_role says. The noise of a response is keyed by its number, counted over the whole run. sampler: what the
+    policy samples with; mismatch: what its probabilities may differ by.
     """
 
     unit = "episodes"
@@ -134,6 +136,8 @@ class ExperienceSource:
         estimate: Estimate | None,
         reward_role: str,
         value_role: str = POLICY,
+        sampler: Sampler = sample,
+        mismatch: Mismatch = UNLIMITED,
     ) -> None:
         if len(prompts) < settings.prompts:
             raise DataError(
@@ -152,6 +156,8 @@ class ExperienceSource:
         self._estimate = estimate
         self._reward_role = reward_role
         self._value_role = value_role
+        self._sampler = sampler
+        self._mismatch = mismatch
         self._round = 0
         self._rows: list[PPORow] = []
         self._plan: list[list[int]] = []
@@ -183,7 +189,8 @@ class ExperienceSource:
         one unusable batch.
 
         Raises:
-            TrainingError: when the scores of more than `MOST_BROKEN` rounds in a row are not finite.
+            TrainingError: when the scores of more than `MOST_BROKEN` rounds in a row are not finite, or the sampler's
+                probabilities are too far from the trainer's.
         """
         if not self._plan:
             if self._round == self._settings.rounds or self._reached is not None:
@@ -311,7 +318,7 @@ class ExperienceSource:
             for take in range(samples)
         ]
         with self._trunk.use(POLICY) as policy:
-            responses = sample(policy, requests, self._sampling)
+            responses = self._sampler(policy, requests, self._sampling)
         trees: list[Tree] = []
         for at, tree in enumerate(prompts):
             branches = [one.tokens for one in responses[at * samples : (at + 1) * samples]]
@@ -345,6 +352,7 @@ class ExperienceSource:
         value_M = _joined([row.value_N for row in scored])
         advantage_M, return_M = self._advantages(reward_M, value_M, sequence_M, torch.tensor(order) // settings.samples)
         sampled_M = torch.tensor([logprob for response in responses for logprob in response.logprobs])
+        weight_M, differences = self._mismatch.weights(logprob_M, sampled_M)
         kl_S = sum_per_sequence(logprob_M - reference_M, sequence_M, len(order))
         notes = {
             "round": float(self._round),
@@ -354,7 +362,7 @@ class ExperienceSource:
             "kl_coefficient": self._controller.coefficient,
             "length": len(logprob_M) / len(order),
             "eos_rate": 1.0 - float(missing_S.mean()),
-            "sampler_difference": float((sampled_M - logprob_M).abs().mean()),
+            **differences,
             **shaping,
         }
         if settings.curriculum:
@@ -366,7 +374,7 @@ class ExperienceSource:
             residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
             notes |= {"explained_variance": 1.0 - float(residual)}
         sizes = [len(row.logprob_N) for row in scored]
-        parts = zip(scored, advantage_M.split(sizes), _split(return_M, sizes), strict=True)
+        parts = zip(scored, advantage_M.split(sizes), _split(return_M, sizes), _split(weight_M, sizes), strict=True)
         rows = [
             PPORow(
                 one.forest,
@@ -377,8 +385,9 @@ class ExperienceSource:
                 advantage_N,
                 return_N,
                 self._round < settings.value_warmup,
+                weight_N,
             )
-            for one, advantage_N, return_N in parts
+            for one, advantage_N, return_N, weight_N in parts
         ]
         return rows, notes
 
@@ -451,11 +460,12 @@ def _row_state(row: PPORow) -> dict[str, Any]:
         "advantage": row.advantage_N,
         "return": row.return_N,
         "value_alone": row.value_alone,
+        "weight": row.weight_N,
     }
 
 
 def _row_from_state(saved: Mapping[str, Any]) -> PPORow:
     segments = tuple(Segment(*ends) for ends in saved["segments"].tolist())
     forest = Forest(saved["tokens"], saved["positions"], segments, tuple(saved["trees"]))
-    names = ("old_logprob", "reference", "old_value", "advantage", "return", "value_alone")
+    names = ("old_logprob", "reference", "old_value", "advantage", "return", "value_alone", "weight")
     return PPORow(forest, branch_targets(forest), *(saved[name] for name in names))

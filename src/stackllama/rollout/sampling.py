@@ -26,13 +26,23 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
+def _hashed(seed: int, *keys: Sequence[int]) -> np.ndarray:
+    """64 bits (R,) for each seed and one entry of every key."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.full(len(keys[0]), seed, dtype=np.uint64) + _GOLDEN)
+        for key in keys:
+            state = _mix(state ^ (np.asarray(key, dtype=np.uint64) * _GOLDEN + _GOLDEN))
+    return state
+
+
 def uniforms(seed: int, requests: Sequence[int], indices: Sequence[int]) -> Tensor:
     """One number in [0, 1) for each (seed, request, token index), float64 (R,)."""
-    with np.errstate(over="ignore"):
-        state = _mix(np.full(len(requests), seed, dtype=np.uint64) + _GOLDEN)
-        for key in (requests, indices):
-            state = _mix(state ^ (np.asarray(key, dtype=np.uint64) * _GOLDEN + _GOLDEN))
-    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) / 2.0**53)
+    return torch.from_numpy((_hashed(seed, requests, indices) >> np.uint64(11)).astype(np.float64) / 2.0**53)
+
+
+def request_seeds(seed: int, requests: Sequence[int]) -> list[int]:
+    """A seed below 2^63 for each (seed, request), for samplers that draw a request's noise themselves."""
+    return [int(state) for state in _hashed(seed, requests) >> np.uint64(1)]
 
 
 def draw(logprob_RV: Tensor, uniform_R: Tensor) -> Tensor:
