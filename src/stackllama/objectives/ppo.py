@@ -4,9 +4,9 @@ and its rivals without a value head (RLOO, GRPO, REINFORCE), which differ by the
 Terms, all means over the response tokens of the minibatch:
 
 - policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability);
-- value, where there is a value head: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
-- entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
-- KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4).
+  to it are added minus the entropy times its bonus, where there is one (Schulman et al. 2017, eq. 9), and, where the
+  loss and not the reward charges the KL, its price times k3 of policy and reference (Shao et al. 2024, eq. 4);
+- value, where there is a value head: 1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2).
 
 Advantages come whitened or not, as the source made them; this file only computes the losses.
 """
@@ -14,7 +14,6 @@ Advantages come whitened or not, as the source made them; this file only compute
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +69,7 @@ class PPOObjective:
     entropy_bonus, kl_coefficient: reward for a nat of entropy and price of a nat of KL, a token; 0 leaves them out.
 
     Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``,
-    ``entropy`` in nats, and with a value head ``value_clip_fraction``.
+    ``entropy`` in nats, ``kl_loss`` where the loss charges the KL, and with a value head ``value_clip_fraction``.
     """
 
     role = "policy"
@@ -83,28 +82,29 @@ class PPOObjective:
         if value is not None:
             terms["value_loss"] = Term(value.coefficient, "tokens")
             metrics.append("value_clip_fraction")
-        if entropy_bonus:
-            terms["entropy"] = Term(-entropy_bonus, "tokens")
         if kl_coefficient:
-            terms["kl_loss"] = Term(kl_coefficient, "tokens")
+            metrics.append("kl_loss")
         self.terms: Mapping[str, Term] = terms
         self.metric_counts: Mapping[str, str] = dict.fromkeys(metrics, "tokens")
         self._clip = clip
+        self._entropy_bonus = entropy_bonus
+        self._kl_coefficient = kl_coefficient
         self._value = value
 
     def __call__(self, role: Role, row: PPORow) -> Sums:
         """The row's sums over response tokens."""
-        hidden_TD = role.hidden(row.forest)
-        logprob_N = role.logprobs(hidden_TD, row.targets)
-        # As a metric alone it needs no gradient: one product with the output matrix. A bonus takes two, or four if that
-        # matrix is trained.
-        with nullcontext() if "entropy" in self.terms else torch.no_grad():
-            entropy_N = role.entropies(hidden_TD, row.targets)
-        losses = {
-            "policy_loss": policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip).sum(),
-            "entropy": entropy_N.sum(),
-            "kl_loss": k3(logprob_N, row.reference_N).sum(),
-        }
+        hidden_ND = role.hidden_at(row.forest, row.targets.predictor_N)
+
+        def loss(part: slice, logprob_C: Tensor, entropy_C: Tensor) -> Tensor:
+            found_C = policy_loss(logprob_C, row.old_logprob_N[part], row.advantage_N[part], clip=self._clip)
+            if self._entropy_bonus:
+                found_C = found_C - self._entropy_bonus * entropy_C
+            if self._kl_coefficient:
+                found_C = found_C + self._kl_coefficient * k3(logprob_C, row.reference_N[part])
+            return found_C
+
+        total, logprob_N, entropy_N = role.summed_loss(hidden_ND, row.targets.label_N, loss, with_entropies=True)
+        losses = {"policy_loss": total}
         with torch.no_grad():
             difference_N = logprob_N - row.old_logprob_N
             ratio_N = difference_N.exp()
@@ -114,10 +114,12 @@ class PPOObjective:
                 "ratio_mean": ratio_N.sum(),
                 "entropy": entropy_N.sum(),
             }
+            if self._kl_coefficient:
+                metrics["kl_loss"] = k3(logprob_N, row.reference_N).sum()
         if self._value is not None:
             assert row.old_value_N is not None, "a source without values"
             assert row.return_N is not None
-            value_N = role.score(HEAD, hidden_TD[row.targets.predictor_N])
+            value_N = role.score(HEAD, hidden_ND)
             losses["value_loss"] = value_loss(value_N, row.old_value_N, row.return_N, clip=self._value.clip).sum()
             moved_N = (value_N.detach() - row.old_value_N).abs()
             metrics["value_clip_fraction"] = (moved_N > self._value.clip).float().sum()
