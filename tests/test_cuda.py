@@ -207,7 +207,7 @@ def test_the_peak_is_within_15_percent_of_the_prediction(size: str) -> None:
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         with trunk.use("sft", training=True) as role:
-            (-role.summed_logprobs(role.hidden(row.forest), row.targets)).backward()
+            SftObjective()(role, on_device(row, trunk.device)).losses["loss"].backward()
         optimizer.step()
     machine = Machine(0, 4 if rank is None else 2, 2, gpus=1)
     method = Method(rank, () if rank is None else EVERY)

@@ -24,9 +24,11 @@ from stackllama.model.load import base_config
 from stackllama.model.memory import PARTS, Machine, Method, Moment, Shape
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.ppo import ValueObjective
+from stackllama.objectives.sft import SftObjective
 from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.recipe_load import with_values
 from stackllama.rollout.engine import SLOTS
+from stackllama.tokens.batches import SftRow
 from stackllama.tokens.forest import Tree, plant, root_targets
 from stackllama.train.optim import make_optimizer
 
@@ -77,7 +79,7 @@ def measured_program() -> int:
     forest = plant([Tree(tuple(range(64)))])
     optimizer = make_optimizer(trunk.trainable("sft"), learning_rate=1e-3)
     with trunk.use("sft", training=True) as role:
-        (-role.summed_logprobs(role.hidden(forest), root_targets(forest))).backward()
+        SftObjective()(role, SftRow(forest, root_targets(forest))).losses["loss"].backward()
     optimizer.step()
     return memory.resident()
 

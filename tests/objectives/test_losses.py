@@ -151,7 +151,6 @@ def test_an_entropy_bonus_pulls_towards_more_entropy() -> None:
     trunk = policy_trunk(values=False)
     row = policy_row(trunk, values=False)
     rewarded, plain = PPOObjective(clip=0.2, value=None, entropy_bonus=0.5), PPOObjective(clip=0.2, value=None)
-    assert rewarded.terms["entropy"].coefficient == -0.5
 
     def entropy(role: Role) -> torch.Tensor:
         logprob_NV = _distributions(role, row)
@@ -182,11 +181,12 @@ def test_kl_in_the_loss_worked_by_hand() -> None:
     # 1.221403 - 1.2 = 0.021403, 0.670320 - 0.6 = 0.070320, 0, 1.105171 - 1.1 = 0.005171, 2.718282 - 2 = 0.718282.
     trunk = policy_trunk(values=False)
     row = policy_row(trunk, values=False)
-    objective = PPOObjective(clip=0.2, value=None, kl_coefficient=0.04)
-    assert objective.terms["kl_loss"].coefficient == 0.04
+    charged, plain = PPOObjective(clip=0.2, value=None, kl_coefficient=0.04), PPOObjective(clip=0.2, value=None)
     with trunk.use("policy", training=True) as role:
-        found = objective(role, row).losses["kl_loss"]
-        assert float(found.detach()) == pytest.approx(0.815176, abs=1e-5)
+        total = charged(role, row)
+        assert float(total.metrics["kl_loss"]) == pytest.approx(0.815176, abs=1e-5)
+        found = (total.losses["policy_loss"] - plain(role, row).losses["policy_loss"]) / 0.04
+        assert float(found.detach()) == pytest.approx(0.815176, abs=1e-4)
         # d/d log p of r - 1 - log r is 1 - r, so the policy is pulled towards tokens that the reference likes more.
         logprob_N = role.logprobs(role.hidden(row.forest), row.targets)
         pull_N = 1.0 - torch.tensor([0.2, -0.4, 0.0, 0.1, 1.0]).exp()
@@ -195,7 +195,7 @@ def test_kl_in_the_loss_worked_by_hand() -> None:
             torch.cat([part.flatten() for part in torch.autograd.grad(loss, own)])
             for loss in (found, (pull_N * logprob_N).sum())
         )
-    assert (one - two).norm() <= 1e-5 * two.norm()
+    assert (one - two).norm() <= 1e-4 * two.norm()
 
 
 def reward_trunk() -> Trunk:

@@ -34,7 +34,7 @@ from stackllama.errors import ModelError
 from stackllama.model import llama
 from stackllama.model.attention import ForestPlan, KeyValueCache
 from stackllama.model.heads import ScalarHead
-from stackllama.model.logprobs import summed_logprobs, token_entropies, token_logprobs
+from stackllama.model.logprobs import TokenLoss, summed_loss, token_logprobs
 from stackllama.model.nf4 import is_quantized
 from stackllama.model.plans import RowPlan
 from stackllama.tokens.batches import on_device
@@ -116,23 +116,26 @@ class Role:
         targets = on_device(targets, self._trunk.device)
         return self.label_logprobs(hidden_TD[targets.predictor_N], targets.label_N)
 
-    def summed_logprobs(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
-        """The sum (), in nats, fp32, of the log-probabilities of the scored tokens."""
-        targets = on_device(targets, self._trunk.device)
-        weight_VD = self._output_matrix()
-        hidden_ND = hidden_TD[targets.predictor_N].to(weight_VD.dtype)
-        return summed_logprobs(hidden_ND, weight_VD, targets.label_N, softcap=self._softcap)
-
     def label_logprobs(self, hidden_ND: Tensor, label_N: Tensor) -> Tensor:
         """Log-probabilities (N,) of one label for each hidden state."""
-        weight_VD = self._output_matrix()
+        weight_VD, label_N = self._output_matrix(), label_N.to(self.device, non_blocking=True)
         return token_logprobs(hidden_ND.to(weight_VD.dtype), weight_VD, label_N, softcap=self._softcap)
 
-    def entropies(self, hidden_TD: Tensor, targets: Targets) -> Tensor:
-        """Entropies (N,) in nats, fp32, of the distributions that the scored tokens were drawn from."""
-        targets = on_device(targets, self._trunk.device)
+    def summed_loss(
+        self, hidden_ND: Tensor, label_N: Tensor, loss: TokenLoss, *, with_entropies: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum () of a loss of each label, which alone has a gradient; log-probabilities and entropies (N,), the
+        latter 0 where they are not asked for.
+        """
         weight_VD = self._output_matrix()
-        return token_entropies(hidden_TD[targets.predictor_N].to(weight_VD.dtype), weight_VD, softcap=self._softcap)
+        return summed_loss(
+            hidden_ND.to(weight_VD.dtype),
+            weight_VD,
+            label_N.to(self.device, non_blocking=True),
+            loss,
+            softcap=self._softcap,
+            with_entropies=with_entropies,
+        )
 
     def all_logprobs(self, hidden_RD: Tensor) -> Tensor:
         """The whole distribution (R, V) in fp32 for the few rows of a decoding step."""

@@ -4,11 +4,11 @@ and its rivals without a value head (RLOO, GRPO, REINFORCE, rejection sampling),
 Terms, all means over the response tokens of the minibatch:
 
 - policy (eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(log pi(token) - old log-probability), times
-  the token's weight where another program sampled;
+  the token's weight where another program sampled; to it are added minus the entropy times its bonus, where there is
+  one (eq. 9), and, where the loss and not the reward charges the KL, its price times k3 of policy and reference (Shao
+  et al. 2024, eq. 4), or k2;
 - value, where there is a value head, the policy's or (by `ValueObjective`) that of a role of its own:
-  1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2);
-- entropy, where it is rewarded: minus the bonus times the entropy (Schulman et al. 2017, eq. 9);
-- KL, where the loss and not the reward charges it: k3 of policy and reference (Shao et al. 2024, eq. 4), or k2.
+  1/2 max((v - R)^2, (clip(v, old - value_clip, old + value_clip) - R)^2).
 
 While the value warms up its term alone has a gradient, which reaches nothing but the head; the others are measured.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class PPOObjective:
     kl_estimator: k3 or k2, what that price is for.
 
     Metrics, means over tokens: ``approximate_kl`` (half the squared log-ratio), ``clip_fraction``, ``ratio_mean``,
-    ``entropy`` in nats, and with a value head ``value_clip_fraction``.
+    ``entropy`` in nats, ``kl_loss`` where the loss charges the KL, and with a value head ``value_clip_fraction``.
     """
 
     role = "policy"
@@ -119,31 +120,23 @@ class PPOObjective:
         if value is not None:
             terms["value_loss"] = Term(value.coefficient, "tokens")
             metrics.append("value_clip_fraction")
-        if entropy_bonus:
-            terms["entropy"] = Term(-entropy_bonus, "tokens")
         if kl_coefficient:
-            terms["kl_loss"] = Term(kl_coefficient, "tokens")
+            metrics.append("kl_loss")
         self.terms: Mapping[str, Term] = terms
         self.metric_counts: Mapping[str, str] = dict.fromkeys(metrics, "tokens")
         self._clip = clip
         self._kl_estimator = kl_estimator
+        self._entropy_bonus = entropy_bonus
+        self._kl_coefficient = kl_coefficient
         self._value = value
 
     def __call__(self, role: Role, row: PPORow) -> Sums:
         """The row's sums over response tokens."""
         with torch.no_grad() if row.value_alone else nullcontext():
-            hidden_TD = role.hidden(row.forest)
-            logprob_N = role.logprobs(hidden_TD, row.targets)
-            # As a metric alone it needs no gradient: one product with the output matrix. A bonus takes two, or four if
-            # that matrix is trained.
-            with nullcontext() if "entropy" in self.terms else torch.no_grad():
-                entropy_N = role.entropies(hidden_TD, row.targets)
-            policy_N = policy_loss(logprob_N, row.old_logprob_N, row.advantage_N, clip=self._clip)
-            losses = {
-                "policy_loss": (policy_N if row.weight_N is None else row.weight_N * policy_N).sum(),
-                "entropy": entropy_N.sum(),
-                "kl_loss": self._kl_estimator(logprob_N, row.reference_N).sum(),
-            }
+            hidden_ND = role.hidden_at(row.forest, row.targets.predictor_N)
+            loss = partial(self._token_losses, row)
+            total, logprob_N, entropy_N = role.summed_loss(hidden_ND, row.targets.label_N, loss, with_entropies=True)
+        losses = {"policy_loss": total}
         with torch.no_grad():
             difference_N = logprob_N - row.old_logprob_N
             ratio_N = difference_N.exp()
@@ -153,10 +146,23 @@ class PPOObjective:
                 "ratio_mean": ratio_N.sum(),
                 "entropy": entropy_N.sum(),
             }
+            if self._kl_coefficient:
+                metrics["kl_loss"] = self._kl_estimator(logprob_N, row.reference_N).sum()
         if self._value is not None:
-            value_N = role.score(HEAD, hidden_TD[row.targets.predictor_N])
+            value_N = role.score(HEAD, hidden_ND)
             losses["value_loss"], metrics["value_clip_fraction"] = _value_sums(value_N, row, self._value)
-        return Sums({name: losses[name] for name in self.terms}, metrics)
+        return Sums(losses, metrics)
+
+    def _token_losses(self, row: PPORow, part: slice, logprob_C: Tensor, entropy_C: Tensor) -> Tensor:
+        """The policy's loss of some of the row's tokens (C,)."""
+        loss_C = policy_loss(logprob_C, row.old_logprob_N[part], row.advantage_N[part], clip=self._clip)
+        if row.weight_N is not None:
+            loss_C = row.weight_N[part] * loss_C
+        if self._entropy_bonus:
+            loss_C = loss_C - self._entropy_bonus * entropy_C
+        if self._kl_coefficient:
+            loss_C = loss_C + self._kl_coefficient * self._kl_estimator(logprob_C, row.reference_N[part])
+        return loss_C
 
 
 def _value_sums(value_N: Tensor, row: PPORow, how: ValueLoss) -> tuple[Tensor, Tensor]:

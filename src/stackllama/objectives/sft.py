@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from stackllama.model.roles import Role
 from stackllama.objectives.base import Sums, Term
 from stackllama.tokens.batches import SftRow
@@ -22,4 +24,10 @@ class SftObjective:
 
     def __call__(self, role: Role, row: SftRow) -> Sums:
         """The row's summed negative log-likelihood in nats."""
-        return Sums({"loss": -role.summed_logprobs(role.hidden(row.forest), row.targets)}, {})
+        hidden_ND = role.hidden(row.forest)[row.targets.predictor_N]
+        loss, _, _ = role.summed_loss(hidden_ND, row.targets.label_N, _negative_logprobs)
+        return Sums({"loss": loss}, {})
+
+
+def _negative_logprobs(part: slice, logprob_C: Tensor, entropy_C: Tensor) -> Tensor:  # noqa: ARG001
+    return -logprob_C

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stackllama.errors import DataError, TrainingError
-from stackllama.model.roles import REFERENCE, Trunk
+from stackllama.model.roles import REFERENCE, Role, Trunk
 from stackllama.objectives import ppo, reward
 from stackllama.objectives.advantages import Estimate, gae
 from stackllama.objectives.kl import Controller, Estimator
@@ -409,22 +409,28 @@ class ExperienceSource:
         with self._trunk.use(POLICY) as policy:
             for forest in forests:
                 targets = branch_targets(forest)
-                hidden_TD = policy.hidden(forest)
+                hidden_ND = policy.hidden_at(forest, targets.predictor_N)
                 value_N = None
                 if self._estimate is None and self._value_role == POLICY:
-                    value_N = policy.score(ppo.HEAD, hidden_TD[targets.predictor_N]).cpu()
-                old.append((policy.logprobs(hidden_TD, targets).cpu(), value_N))
+                    value_N = policy.score(ppo.HEAD, hidden_ND).cpu()
+                old.append((policy.label_logprobs(hidden_ND, targets.label_N).cpu(), value_N))
         if self._estimate is None and self._value_role != POLICY:
             with self._trunk.use(self._value_role) as role:
                 places = [(forest, branch_targets(forest).predictor_N) for forest in forests]
                 values = [role.score(ppo.HEAD, role.hidden_at(*place)).cpu() for place in places]
             old = [(logprob, value) for (logprob, _), value in zip(old, values, strict=True)]
         with self._trunk.use(REFERENCE) as reference:
-            known = [reference.logprobs(reference.hidden(forest), branch_targets(forest)).cpu() for forest in forests]
+            known = [_label_logprobs(reference, forest) for forest in forests]
         return [
             Scored(forest, logprob, ref, value)
             for forest, (logprob, value), ref in zip(forests, old, known, strict=True)
         ]
+
+
+def _label_logprobs(role: Role, forest: Forest) -> Tensor:
+    """Log-probabilities (N,) of a row's response tokens, on the CPU."""
+    targets = branch_targets(forest)
+    return role.label_logprobs(role.hidden_at(forest, targets.predictor_N), targets.label_N).cpu()
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
