@@ -163,6 +163,12 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "ppo: {advantage: rloo, gamma: 0.9}", ["ppo.gamma = 0.9", "leave it at 1"]),
         (SMALL + "ppo: {kl: {charge: loss, estimator: k3}}", ["ppo.kl.controller = adaptive to fixed"]),
         (SMALL + "ppo: {kl: {charge: loss, controller: fixed}}", ["ppo.kl.estimator = k1", "set it to k3"]),
+        (SMALL + "policy: dpo\ndpo: {loss: ipo, label_smoothing: 0.1}", ["dpo.label_smoothing = 0.1", "set it to 0"]),
+        (SMALL + "policy: dpo\ndpo: {label_smoothing: 0.5}", ["dpo.label_smoothing = 0.5", "below 0.5"]),
+        (SMALL + "policy: dpo\ndpo: {beta: 0}", ["dpo.beta = 0", "above 0", "nat"]),
+        (SMALL + "policy: rlhf", ["policy = rlhf", "'ppo' or 'dpo'"]),
+        (SMALL + "policy: dpo\nppo: {max_prompt_tokens: 1920}", ["ppo.max_prompt_tokens", "at least 2049"]),
+        (SMALL + "policy: dpo\nbase: {quantization: nf4}\ndpo: {method: full}", ["dpo.method = full trains all"]),
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
         (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
@@ -186,11 +192,25 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {advantage: reinforce, samples_per_prompt: 1}",
         "ppo: {advantage: grpo, kl: {charge: loss, controller: fixed, estimator: k3, coefficient: 0.04}}",
         "ppo: {reward_scaling: true, reward_clip: 5, entropy_bonus: 0.01}",
+        "policy: dpo\ndpo: {label_smoothing: 0.1}\nppo: {minibatches: 5}",  # PPO has no part in this one
+        "policy: dpo\ndpo: {loss: ipo, beta: 0.01, method: full}",
+        "dpo: {loss: ipo, label_smoothing: 0.1}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:
     recipe = load_recipe(write(tmp_path, SMALL + text))
     assert load_recipe(write(tmp_path, to_yaml(recipe), "recipe.yaml")) == recipe
+
+
+def test_the_policy_says_which_stages_there_are(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALL + "policy: dpo"))
+    assert recipe.stages == ("data", "sft", "reward", "judge", "dpo", "evaluate")
+    assert recipe.policy_section is recipe.dpo
+    assert load_recipe(write(tmp_path, SMALL)).policy_section.steps == 200
+    # Nothing is sampled in training: the ppo split may be empty.
+    text = "data: {source: embedded, splits: {sft: 0.4, ppo: 0}}\n"
+    assert load_recipe(write(tmp_path, text + "policy: dpo")).data.splits.ppo == 0
+    assert "data.splits.ppo = 0" in problem(tmp_path, text)
 
 
 def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:
