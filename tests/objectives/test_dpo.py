@@ -203,10 +203,10 @@ def test_loss_and_gradients_are_those_of_separate_padded_sequences(name: str) ->
     assert loss == pytest.approx(float(total.detach()), rel=1e-5)
     assert metrics["margin"] == pytest.approx(margin, abs=1e-5)
     for key, parameter in policy.named_parameters():
-        own = trunk.trainable("policy")[key].grad
-        assert own is not None
+        ours = trunk.trainable("policy")[key].grad
+        assert ours is not None
         assert parameter.grad is not None
-        assert float((own - parameter.grad).norm()) <= 1e-5 * float(parameter.grad.norm()) + 1e-8, key
+        assert float((ours - parameter.grad).norm()) <= 1e-5 * float(parameter.grad.norm()) + 1e-8, key
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
