@@ -25,7 +25,7 @@ from stackllama.data.store import store
 from stackllama.errors import RunError
 from stackllama.model.load import load_base
 from stackllama.model.nf4 import quantize
-from stackllama.recipe_load import load_recipe
+from stackllama.recipe_load import load_recipe, to_yaml, with_values
 from stackllama.run import open_run, stage_outputs
 from stackllama.tokens.forest import Tree
 from stackllama.train.metrics import read_log
@@ -294,6 +294,9 @@ def test_dpo_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_a
 
 def test_dpo_in_full_trains_a_copy(whole: Path, tmp_path: Path) -> None:
     run = only_ppo_is_left(whole, tmp_path)
+    # The method counts from SFT on, whose trunk is fp32 here already, as PPO in full wants it.
+    stored = run / "recipe.yaml"
+    stored.write_text(to_yaml(with_values(load_recipe(stored), {"dpo.method": "full"})), encoding="utf-8")
     words = ["--dpo.method", "full", "--dpo.loss", "ipo", "--dpo.max_steps", "2"]
     finish(stackllama(tmp_path, "dpo", "small.yaml", *DPO, *words))
     trunk, policy = (load_file(run / name) for name in ("sft/final/model.safetensors", "dpo/final/role.safetensors"))
