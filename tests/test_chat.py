@@ -10,7 +10,7 @@ import pytest
 
 from stackllama import chat as chat_module
 from stackllama.chat import chat
-from stackllama.errors import DataError, ModelError, StackllamaError
+from stackllama.errors import DataError, ModelError, RecipeError, StackllamaError
 from stackllama.tokens.template import encode_root
 from tests.assembled import CONTEXT, assembled_run, speak_from
 
@@ -50,6 +50,16 @@ def test_a_question_that_cannot_be_answered_is_one_clear_error(
     with pytest.raises(kind, match=message) as caught:
         chat(run, stage="sft", question=question, max_new_tokens=new)
     assert caught.value.exit_code == 2
+
+
+def test_the_policy_is_the_run_s_own_and_another_stage_is_refused(run: Path) -> None:
+    chat(run, question="q", max_new_tokens=2, stage="sft")
+    with pytest.raises(RecipeError, match="has no stage dpo; allowed: ppo, sft"):
+        chat(run, question="q", stage="dpo")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("policy: ppo", "policy: dpo"), "utf-8")
+    with pytest.raises(RecipeError, match="has no stage ppo; allowed: dpo, sft"):
+        chat(run, question="q", stage="ppo")
 
 
 def test_the_context_is_used_to_its_last_token(run: Path) -> None:

@@ -20,7 +20,7 @@ from stackllama.errors import RecipeError
 from stackllama.files import atomic_write_text
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import load_recipe
-from stackllama.run import STAGES, Run, open_run
+from stackllama.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 Capture = pytest.CaptureFixture[str]
@@ -44,7 +44,7 @@ def journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The stages that were run, in an empty working directory, with stages that do nothing."""
     note: list[str] = []
     module = ModuleType("stackllama.stages")
-    vars(module).update({f"run_{stage}": make(stage, note=note) for stage in ("data", "sft", "ppo", "evaluate")})
+    vars(module).update({f"run_{stage}": make(stage, note=note) for stage in ("data", "sft", "ppo", "dpo", "evaluate")})
     vars(module).update(
         run_reward=make("reward", "judge", note=note), run_report=lambda recipe, run: note.append("report")
     )
@@ -62,7 +62,7 @@ def next_command(capsys: Capture) -> list[str]:
 
 def test_quickstart_runs_every_stage_and_names_the_chat(journal: list[str], capsys: Capture) -> None:
     assert main(["quickstart", "--seed", "3"]) == 0
-    assert journal == [f"{stage} 3" for stage in STAGES] + ["report"]
+    assert journal == [f"{stage} 3" for stage in load_recipe("quickstart").stages] + ["report"]
     assert next_command(capsys) == ["chat", "runs/quickstart"]
     journal.clear()
     assert main(["quickstart", "--seed", "3"]) == 0
@@ -70,16 +70,25 @@ def test_quickstart_runs_every_stage_and_names_the_chat(journal: list[str], caps
     assert "complete already, kept" in capsys.readouterr().err
 
 
-def test_stage_by_stage_each_names_the_next(journal: list[str], capsys: Capture) -> None:
-    words = ["data", "quickstart", "--name", "x", "--ppo.kl.target=5", "--seed", "2"]
+@pytest.mark.parametrize("policy", ["ppo", "dpo"])
+def test_stage_by_stage_each_names_the_next(journal: list[str], capsys: Capture, policy: str) -> None:
+    words = ["data", "quickstart", "--name", "x", "--ppo.kl.target=5", "--seed", "2", "--policy", policy]
     typed = []
     while words[0] != "chat":
         typed.append(words[0])
         assert main(words) == 0
         words = next_command(capsys)
-    assert typed == ["data", "sft", "reward", "ppo", "evaluate", "report"]
-    assert journal == [f"{stage} 2" for stage in STAGES] + ["report"]
+    assert typed == ["data", "sft", "reward", policy, "evaluate", "report"]
+    assert journal == [f"{stage} 2" for stage in load_recipe("runs/x/recipe.yaml").stages] + ["report"]
     assert load_recipe("runs/x/recipe.yaml").ppo.kl.target == 5
+
+
+def test_a_stage_that_does_not_make_the_recipes_policy_is_named(journal: list[str], capsys: Capture) -> None:
+    assert main(["dpo", "quickstart"]) == 2
+    assert "policy = ppo makes the policy of this recipe, not dpo: add --policy dpo" in capsys.readouterr().err
+    assert main(["ppo", "quickstart", "--policy", "dpo"]) == 2
+    assert "or type stackllama dpo" in capsys.readouterr().err
+    assert journal == []
 
 
 def test_a_stage_too_early_says_what_to_type(journal: list[str], capsys: Capture) -> None:

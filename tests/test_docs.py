@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from stackllama.arguments import TAKE_OVERRIDES, parse
 from stackllama.errors import RecipeError
 from stackllama.evaluate.hacking import Record
+from stackllama.objectives.dpo import DPOObjective, ipo_loss
 from stackllama.objectives.ppo import PPOObjective, ValueLoss
 from stackllama.objectives.reward import RewardObjective
 from stackllama.objectives.sft import SftObjective
@@ -181,6 +183,7 @@ def logged() -> set[str]:
     for objective in (
         SftObjective(),
         RewardObjective("reward", centring=1.0),
+        DPOObjective(partial(ipo_loss, beta=1.0), beta=1.0),
         PPOObjective(clip=0.2, value=ValueLoss(clip=0.2, coefficient=1.0), entropy_bonus=1.0, kl_coefficient=1.0),
     ):
         names |= set(objective.terms) | set(objective.metric_counts)

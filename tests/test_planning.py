@@ -30,6 +30,20 @@ def test_plan_prints_every_stage_and_that_it_fits(capsys: Capture) -> None:
     assert "next: stackllama run quickstart" in err
 
 
+def test_dpo_takes_the_place_of_ppo_and_its_logits_come_on_top_of_reward_training(capsys: Capture) -> None:
+    assert main(["plan", "quickstart", "--memory", "64", "--policy", "dpo"]) == 0
+    out = capsys.readouterr().out
+    assert "\ndpo " in out
+    assert "\nppo " not in out
+    recipe = load_recipe("smollm2-beer", {"policy": "dpo"})
+    found = planning.peaks(recipe, program=PROGRAM)
+    assert found["dpo"].parts["activations"] == found["reward"].parts["activations"]
+    assert found["dpo"].peak > found["reward"].peak
+    full = planning.peaks(with_values(recipe, {"dpo.method": "full"}), program=PROGRAM)
+    assert full["dpo"].parts["copies"] > found["dpo"].parts["copies"]
+    assert full["evaluate"].peak > found["evaluate"].peak
+
+
 def test_what_it_advises_fits_when_it_is_done() -> None:
     recipe = load_recipe("smollm2-beer", {"base": "16m", "sft.method": "full", "ppo.method": "full"})
     highest = max(moment.peak for moment in planning.peaks(recipe, program=PROGRAM).values())

@@ -217,6 +217,12 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
             ["vllm cannot sample over base.quantization = nf4"],
         ),
         (SMALL + "ppo: {importance_cap: 3}", ["ppo.importance_cap = 3", "leave it at 2", "ppo.sampler to vllm"]),
+        (SMALL + "policy: dpo\ndpo: {loss: ipo, label_smoothing: 0.1}", ["dpo.label_smoothing = 0.1", "set it to 0"]),
+        (SMALL + "policy: dpo\ndpo: {label_smoothing: 0.5}", ["dpo.label_smoothing = 0.5", "below 0.5"]),
+        (SMALL + "policy: dpo\ndpo: {beta: 0}", ["dpo.beta = 0", "above 0", "nat"]),
+        (SMALL + "policy: rlhf", ["policy = rlhf", "'ppo' or 'dpo'"]),
+        (SMALL + "policy: dpo\nppo: {max_prompt_tokens: 1920}", ["ppo.max_prompt_tokens", "at least 2049"]),
+        (SMALL + "policy: dpo\nbase: {quantization: nf4}\ndpo: {method: full}", ["dpo.method = full trains all"]),
         (SMALL + "base: 3m", ["sft.method must be full"]),
         (SMALL + "base: {quantization: nf4}\nppo: {method: full}", ["base.quantization = nf4", "ppo.method = full"]),
         (SMALL + "base: {quantization: nf4}\nsft: {method: full}\nreward: {method: full}", ["sft.method, reward.meth"]),
@@ -246,11 +252,26 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {kl: {estimator: k2}}",
         "ppo: {advantage: best, whiten: false}",
         "ppo: {sampler: vllm, importance_cap: null, sampler_difference_limit: 0.5}",
+        "policy: dpo\ndpo: {label_smoothing: 0.1}\nppo: {minibatches: 5}",  # PPO has no part in this one
+        "policy: dpo\ndpo: {loss: ipo, beta: 0.01, method: full}",
+        "dpo: {loss: ipo, label_smoothing: 0.1}",
     ],
 )
 def test_settings_of_the_rivals_that_hold_together(tmp_path: Path, text: str) -> None:
     recipe = load_recipe(write(tmp_path, SMALL + text))
     assert load_recipe(write(tmp_path, to_yaml(recipe), "recipe.yaml")) == recipe
+
+
+def test_the_policy_says_which_stages_there_are(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALL + "policy: dpo"))
+    assert recipe.stages == ("data", "sft", "reward", "judge", "dpo", "evaluate")
+    assert recipe.policy_section is recipe.dpo
+    plain = load_recipe(write(tmp_path, SMALL))
+    assert plain.policy_section is plain.ppo
+    # Nothing is sampled in training: the ppo split may be empty.
+    text = "data: {source: embedded, splits: {sft: 0.4, ppo: 0}}\n"
+    assert load_recipe(write(tmp_path, text + "policy: dpo")).data.splits.ppo == 0
+    assert "data.splits.ppo = 0" in problem(tmp_path, text)
 
 
 def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:

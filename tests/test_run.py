@@ -18,7 +18,19 @@ from stackllama.errors import RunError
 from stackllama.files import atomic_write_json, atomic_write_text, read_json
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import known_keys, load_recipe, section_of
-from stackllama.run import NEEDS, STAGES, Run, differing_keys, find_run, first_touched, open_run, stage_outputs
+from stackllama.run import (
+    NEEDS,
+    POLICY_STAGES,
+    STAGES,
+    Run,
+    differing_keys,
+    find_run,
+    first_touched,
+    needs,
+    open_run,
+    policy_stage,
+    stage_outputs,
+)
 
 
 def recipe(folder: Path, **changed: Any) -> Recipe:
@@ -44,18 +56,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_goes_through_its_stages(tmp_path: Path) -> None:
-    given = recipe(tmp_path)
+@pytest.mark.parametrize("policy", ["ppo", "dpo"])
+def test_a_run_goes_through_its_stages(tmp_path: Path, policy: str) -> None:
+    given = recipe(tmp_path, policy=policy)
     with open_run(given) as run:
         assert run.folder == tmp_path / "x"
         assert not any(run.is_complete(stage) for stage in STAGES)
-        for stage in STAGES:
+        for stage in given.stages:
             run.require(stage)
             assert complete(run, stage) == []
             assert run.is_complete(stage)
     assert load_recipe(tmp_path / "x" / "recipe.yaml") == given
     with open_run(given) as run:
-        assert all(run.is_complete(stage) for stage in STAGES)
+        assert all(run.is_complete(stage) for stage in given.stages)
         assert run.outputs("sft") == {"final": "1"}
     assert find_run("x", str(tmp_path)) == find_run(str(tmp_path / "x")) == tmp_path / "x"
 
@@ -154,7 +167,8 @@ def test_data_that_hold_nothing_but_work_take_another_recipe(tmp_path: Path) -> 
 
 
 def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
-    untouching = {key for key, field in known_keys() if section_of(field) is None and first_touched(key) is None}
+    keys = {key for key, field in known_keys() if section_of(field) is None}
+    untouching = {key for key in keys if {first_touched(key, policy) for policy in POLICY_STAGES} == {None}}
     assert untouching == {
         "name",
         "folder",
@@ -175,7 +189,50 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     assert first_touched("evaluate.perplexity_answers") == "sft"
     assert {first_touched("evaluate.resamples"), first_touched("evaluate.confidence")} == {"sft"}
     # A stage that trains in full makes the trunk fp32 for all.
-    assert {first_touched("reward.method"), first_touched("ppo.method")} == {"sft"}
+    assert {first_touched(f"{name}.method", "dpo") for name in ("reward", "ppo", "dpo")} == {"sft"}
+    # A section that does not make the policy touches nothing, but for what the evaluation reads of it.
+    assert (first_touched("dpo.beta", "dpo"), first_touched("dpo.beta", "ppo")) == ("dpo", None)
+    assert (first_touched("ppo.clip", "dpo"), first_touched("ppo.max_new_tokens", "dpo")) == (None, "evaluate")
+
+
+@pytest.mark.parametrize(("made", "other"), [("ppo", "dpo"), ("dpo", "ppo")])
+def test_the_evaluation_stands_on_the_stage_that_makes_the_policy(tmp_path: Path, made: str, other: str) -> None:
+    given = recipe(tmp_path, policy=made)
+    with open_run(given) as run:
+        for stage in ("data", "sft", "reward", "judge"):
+            complete(run, stage)
+        with pytest.raises(RunError, match=rf"evaluate needs {made}.*first type: stackllama {made} "):
+            run.require("evaluate")
+        complete(run, made)
+        complete(run, "evaluate")
+        assert made in run.lineage()["stages"]["evaluate"]["inputs"]
+        assert other not in run.lineage()["stages"]["evaluate"]["inputs"]
+        complete(run, made, digest="2")
+        with pytest.raises(RunError, match=rf"evaluate was made from another {made}"):
+            run.is_complete("evaluate")
+    assert policy_stage(tmp_path / "x") == made
+    assert needs("evaluate", made)[-1] == made
+    with open_run(recipe(tmp_path, policy=made, **{other: {"learning_rate": 0.5}})):  # which makes nothing here
+        pass
+    with pytest.raises(RunError, match=rf"policy: {made} -> {other}"):
+        open_run(recipe(tmp_path, policy=other))
+
+
+def test_dpo_needs_no_reward_model(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path, policy="dpo")) as run:
+        for stage in ("data", "sft"):
+            complete(run, stage)
+        run.require("dpo")
+        with pytest.raises(RunError, match="needs reward"):
+            run.require("evaluate")
+
+
+def test_a_run_that_has_no_policy_yet_takes_another_way_to_it(tmp_path: Path) -> None:
+    with open_run(recipe(tmp_path)) as run:
+        for stage in ("data", "sft", "reward", "judge"):
+            complete(run, stage)
+    with open_run(recipe(tmp_path, policy="dpo", dpo={"beta": 0.3})) as run:
+        run.require("dpo")
 
 
 def test_differing_keys_are_dotted(tmp_path: Path) -> None:
@@ -324,7 +381,7 @@ def test_outputs_are_read_without_the_lock(tmp_path: Path) -> None:
 
 
 def test_stages_stand_in_an_order_that_their_needs_allow() -> None:
-    for stage, needs in NEEDS.items():
-        assert all(STAGES.index(earlier) < STAGES.index(stage) for earlier in needs)
+    for stage, earliest in NEEDS.items():
+        assert all(STAGES.index(earlier) < STAGES.index(stage) for earlier in earliest)
     assert set(run_module.COMMANDS) == set(STAGES)
     assert run_module.available_threads() <= (os.cpu_count() or 1)

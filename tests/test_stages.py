@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ from stackllama.data.store import store
 from stackllama.errors import RunError
 from stackllama.model.load import load_base
 from stackllama.model.nf4 import quantize
-from stackllama.recipe_load import load_recipe
+from stackllama.recipe_load import load_recipe, to_yaml, with_values
 from stackllama.run import open_run, stage_outputs
 from stackllama.tokens.forest import Tree
 from stackllama.train.metrics import read_log
@@ -284,6 +285,43 @@ def test_a_value_of_its_own_warms_up_and_killed_it_ends_with_the_same_bits(whole
     killed = only_ppo_is_left(whole, tmp_path)
     kill_and_go_on(tmp_path, "ppo", *words.split(), draw=random.Random(4))
     assert final_weights(killed) == final_weights(undisturbed)
+
+
+DPO = ["--policy", "dpo", "--dpo.max_steps", "12", "--dpo.questions_per_step", "4", "--dpo.learning_rate", "1e-3"]
+
+
+def test_dpo_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_as_a_policy(
+    whole: Path, tmp_path: Path
+) -> None:
+    undisturbed = only_ppo_is_left(whole, tmp_path / "undisturbed")
+    finish(stackllama(tmp_path / "undisturbed", "dpo", "small.yaml", *DPO))
+    killed = only_ppo_is_left(whole, tmp_path)
+    kill_and_go_on(tmp_path, "dpo", *DPO, draw=random.Random(5))
+    assert final_weights(killed) == final_weights(undisturbed)
+    assert (killed / "dpo/metrics.jsonl").read_bytes() == (undisturbed / "dpo/metrics.jsonl").read_bytes()
+    first = json.loads((killed / "dpo/metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert (first["accuracy"], first["margin"], first["better_reward"]) == (pytest.approx(0.5), 0.0, 0.0)
+    assert "next: stackllama report" in finish(stackllama(tmp_path, "evaluate", "small.yaml", *DPO))
+    finish(stackllama(tmp_path, "report", "small"))
+    summary = json.loads((killed / "summary.json").read_text())
+    assert summary["dpo"]["steps"] == 12
+    assert {"reward_before", "reward_after", "kl", "win_rate"} <= summary["ppo"].keys()
+    assert summary["ppo"]["kl"] != 0
+    assert "SFT against DPO</h2>" in (killed / "report.html").read_text()
+    assert finish(stackllama(tmp_path, "chat", "small", "--question", "Soil?", "--max-new-tokens", "4")).strip()
+
+
+def test_dpo_in_full_trains_a_copy(whole: Path, tmp_path: Path) -> None:
+    run = only_ppo_is_left(whole, tmp_path)
+    # The method counts from SFT on, whose trunk is fp32 here already, as PPO in full wants it.
+    stored = run / "recipe.yaml"
+    stored.write_text(to_yaml(with_values(load_recipe(stored), {"dpo.method": "full"})), encoding="utf-8")
+    words = ["--dpo.method", "full", "--dpo.loss", "ipo", "--dpo.max_steps", "2"]
+    finish(stackllama(tmp_path, "dpo", "small.yaml", *DPO, *words))
+    trunk, policy = (load_file(run / name) for name in ("sft/final/model.safetensors", "dpo/final/role.safetensors"))
+    assert trunk.keys() <= policy.keys()
+    assert any(not torch.equal(trunk[name], policy[name]) for name in trunk)
 
 
 def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(

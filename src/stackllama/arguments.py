@@ -22,6 +22,7 @@ STAGES = {
     "sft": "supervised fine-tuning",
     "reward": "train the reward model and the judge",
     "ppo": "train the policy with PPO against the reward model",
+    "dpo": "train the policy with DPO on the pairs themselves (policy: dpo)",
     "evaluate": "measure the policy against the SFT model on held-out questions",
 }
 """Commands that run one stage, with their help."""
@@ -198,7 +199,9 @@ def _run_option(parser: argparse.ArgumentParser) -> None:
 
 def _chat_options(parser: argparse.ArgumentParser) -> None:
     _run_option(parser)
-    parser.add_argument("--stage", choices=("sft", "ppo"), default="ppo", help="whose weights (default: ppo)")
+    parser.add_argument(
+        "--stage", choices=("sft", "ppo", "dpo"), help="whose weights (default: of the stage that made the policy)"
+    )
     parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--max-new-tokens", type=_at_least(1), default=256, metavar="N", help="longest answer (default: 256)"

@@ -35,7 +35,7 @@ from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_
 from stackllama.rollout import engine, vllm
 from stackllama.rollout.experience import POLICY, PPOSettings
 from stackllama.rollout.mismatch import Mismatch
-from stackllama.run import COMMANDS, Run, available_threads, stage_outputs
+from stackllama.run import COMMANDS, Run, available_threads, policy_stage, stage_outputs
 from stackllama.tokens.batches import Source
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.sources import (
@@ -126,7 +126,8 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 def weight_type(recipe: Recipe) -> torch.dtype:
     """Type in which the trunk is kept: fp32 as soon as one stage trains all weights: its copies must start equal."""
-    full = any(section.method == "full" for section in (recipe.sft, recipe.reward, recipe.ppo))
+    sections = (recipe.sft, recipe.reward, recipe.ppo, recipe.dpo)  # whichever makes the policy: SFT comes before it
+    full = any(section.method == "full" for section in sections)
     return torch.float32 if full else precision(recipe)
 
 
@@ -185,13 +186,15 @@ def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
     needs = {"questions with an answer in the eval split": (len(answered), 2)}
     if recipe.data.source != (EMBEDDED_TEXT,):
         for split in ("reward", "judge", "eval"):
-            found = {one.tree.key for one in paired_trees(recipe, run, tokenizer, split)[1].items}
+            most = recipe.reward.answers_per_question
+            pairs = paired_trees(recipe, run, tokenizer, split, answers_per_question=most)[1]
+            found = {one.tree.key for one in pairs.items}
             needs[f"questions with a pair in the {split} split"] = (len(found), 2)
-        asked, examined = (prompt_trees(recipe, run, tokenizer, split)[1].items for split in ("ppo", "eval"))
-        trained, watched = watched_prompts(recipe, asked)
-        left = f" besides the {len(watched)} that are held back by ppo.watch" if watched else ""
-        needs[f"prompts in the ppo split{left}"] = (len(trained), recipe.ppo.prompts_per_step)
-        needs["prompts in the eval split"] = (len(examined), 2)
+        if recipe.policy == "ppo":
+            trained, watched = watched_prompts(recipe, prompt_trees(recipe, run, tokenizer, "ppo")[1].items)
+            left = f" besides the {len(watched)} that are held back by ppo.watch" if watched else ""
+            needs[f"prompts in the ppo split{left}"] = (len(trained), recipe.ppo.prompts_per_step)
+        needs["prompts in the eval split"] = (len(prompt_trees(recipe, run, tokenizer, "eval")[1].items), 2)
     for what, (found_count, least) in needs.items():
         if found_count < least:
             raise DataError(
@@ -259,14 +262,15 @@ def load_trunk(recipe: Recipe, folder: Path) -> Assembled:
 
 
 def load_roles(assembled: Assembled, folder: Path, *roles: str) -> None:
-    """Add trained roles of the run in ``folder``: "policy" from the ppo stage, "reward" and "judge" from their own.
+    """Add trained roles of the run in ``folder``: "reward" and "judge" from stages of that name, "policy" from the one
+    that makes it.
 
     Raises:
         RunError: when a role's stage has not ended.
         ModelError: when its files are damaged, or are not those that it left.
     """
     for role in roles:
-        stage = {"policy": "ppo"}.get(role, role)
+        stage = policy_stage(folder) if role == "policy" else role
         recorded_digest(folder, stage, FINAL)
         load_role(folder / stage / FINAL, assembled.trunk, role, trunk_hash=assembled.trunk_hash)
 
@@ -306,15 +310,15 @@ def sft_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> Enc
 
 
 def paired_trees(
-    recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str
+    recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str, *, answers_per_question: int
 ) -> tuple[list[Question], Encoded[PairedTree]]:
-    """The questions of a split, and their pairs encoded for a reward model."""
+    """The questions of a split, and their pairs encoded for a reward model or for DPO."""
     questions = store.read_questions(run.stage("data"), split)
     trees = encode_pairs(
         tokenizer,
         questions,
         titles=recipe.data.titles,
-        answers_per_question=recipe.reward.answers_per_question,
+        answers_per_question=answers_per_question,
         max_question_tokens=recipe.reward.max_question_tokens,
         max_answer_tokens=recipe.reward.max_answer_tokens,
         row_tokens=recipe.compute.row_tokens,

@@ -21,37 +21,39 @@ from stackllama.scoring import check_context, check_text
 from stackllama.tokens.template import encode_root
 from stackllama.tokens.tokenizer import Tokenizer
 
-ROLES = {"ppo": POLICY, "sft": REFERENCE}
 TEMPERATURE, TOP_P = 0.7, 0.9
 # A character may take several tokens: text is held back while its end does not decode to whole characters.
 UNFINISHED = "\ufffd"
 
 
 def chat(
-    folder: Path, *, stage: str = "ppo", seed: int = 0, max_new_tokens: int = 256, question: str | None = None
+    folder: Path, *, stage: str | None = None, seed: int = 0, max_new_tokens: int = 256, question: str | None = None
 ) -> None:
-    """Answer one question, or ask for questions until an empty line or the end of input.
+    """Answer one question, or ask for questions until an empty line or the end of input. stage: whose weights; None:
+    those of the policy.
 
     At a terminal, a question that cannot be answered is told, and the next one is asked for.
 
     Raises:
-        RecipeError: for a stage other than "ppo" or "sft".
+        RecipeError: for a stage other than "sft" or the one that makes the run's policy.
         DataError: for a question that is empty or no Unicode.
         RunError: when the run has no such model yet.
         ModelError: when the question and the longest answer are beyond the model's context.
     """
-    if stage not in ROLES:
-        raise RecipeError(f"chat has no stage {stage}; allowed: {', '.join(ROLES)}")
     recipe = load_recipe(folder / "recipe.yaml")
+    roles = {recipe.policy: POLICY, "sft": REFERENCE}
+    stage = recipe.policy if stage is None else stage
+    if stage not in roles:
+        raise RecipeError(f"chat with {folder} has no stage {stage}; allowed: {', '.join(roles)}")
     prepare_machine(recipe)
     assembled = load_trunk(recipe, folder)
-    if stage == "ppo":
+    if roles[stage] == POLICY:
         load_roles(assembled, folder, POLICY)
     interactive = question is None and sys.stdin.isatty()
     questions = [question] if question is not None else _asked(interactive=interactive)
     for number, text in enumerate(questions):
         try:
-            for piece in answer(assembled, ROLES[stage], text, seed=seed, number=number, max_new_tokens=max_new_tokens):
+            for piece in answer(assembled, roles[stage], text, seed=seed, number=number, max_new_tokens=max_new_tokens):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         except (DataError, ModelError) as error:

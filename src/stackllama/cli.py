@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from stackllama.recipe import Recipe
     from stackllama.run import Run
 
-FOLLOWS = {"data": "sft", "sft": "reward", "reward": "ppo", "ppo": "evaluate", "evaluate": "report"}
-"""The command that comes after a stage's command."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -92,19 +89,24 @@ def run(arguments: Arguments) -> None:
 
 
 def stage(arguments: Arguments) -> None:
-    """`data`, `sft`, `reward`, `ppo`, `evaluate`: one stage of a recipe."""
-    from stackllama.run import open_run
+    """`data`, `sft`, `reward`, `ppo`, `dpo`, `evaluate`: one stage of a recipe."""
+    from stackllama.run import POLICY_STAGES, open_run
 
     recipe, command = _load(arguments), arguments.command
     commands = _stage_commands(recipe)
+    if command in POLICY_STAGES and recipe.policy in commands and command != recipe.policy:
+        raise RecipeError(
+            f"policy = {recipe.policy} makes the policy of this recipe, not {command}: add --policy {command}, or type "
+            f"stackllama {recipe.policy}"
+        )
     if command not in commands:
         raise RecipeError(
             f"a recipe on {recipe.data.source[0]} has no stage {command}; it has {', '.join(recipe.stages)}"
         )
     with open_run(recipe) as opened:
         _run_stage(command, recipe, opened)
-    if FOLLOWS[command] in commands:
-        say_next(FOLLOWS[command], opened.folder / "recipe.yaml")
+    if command != commands[-1]:
+        say_next(commands[commands.index(command) + 1], opened.folder / "recipe.yaml")
     else:
         say_next("report", opened.folder)
 
@@ -214,6 +216,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "sft": stage,
     "reward": stage,
     "ppo": stage,
+    "dpo": stage,
     "evaluate": stage,
     "report": report,
     "chat": chat,
@@ -242,6 +245,7 @@ def _stage_functions() -> dict[str, Callable[[Recipe, Run], None]]:
         "sft": stages.run_sft,
         "reward": stages.run_reward,
         "ppo": stages.run_ppo,
+        "dpo": stages.run_dpo,
         "evaluate": stages.run_evaluate,
     }
 

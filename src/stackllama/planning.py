@@ -100,7 +100,8 @@ def stage_moments(recipe: Recipe, shape: Shape, *, program: int, gpus: int = 0) 
         return found
     for role in ("reward", "judge"):
         found[role] = list(_reward(recipe, shape, machine))
-    found["ppo"] = list(_ppo(recipe, shape, machine))
+    policy = {"ppo": _ppo, "dpo": _dpo}[recipe.policy]
+    found[recipe.policy] = list(policy(recipe, shape, machine))
     found["evaluate"] = list(_evaluate(recipe, shape, machine))
     return found
 
@@ -134,15 +135,26 @@ def _sft(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 
 def _reward(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
-    section = recipe.reward
-    answers = (section.max_answer_tokens,) * section.answers_per_question
-    whole = section.questions_per_step * (section.max_question_tokens + sum(answers))
-    tokens = min(recipe.compute.row_tokens, whole)
-    # A question that outgrows the row is dealt to several; as many answers stand in one as fit, two at least.
-    fitting = max(2, (tokens - section.max_question_tokens) // section.max_answer_tokens)
-    row = memory.full_row(tokens, section.max_question_tokens, answers[:fitting])
+    row = _paired_row(recipe, recipe.reward)
     yield from _loading(recipe, shape, machine, first=False)
-    yield memory.training(shape, machine, method(section), row, under=_live(recipe))
+    yield memory.training(shape, machine, method(recipe.reward), row, under=_live(recipe))
+
+
+def _dpo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
+    row = _paired_row(recipe, recipe.dpo)
+    scored = sum(segment.length for segment in row if not segment.is_root)
+    yield from _loading(recipe, shape, machine, first=False)
+    yield memory.training(shape, machine, method(recipe.dpo), row, scored=scored, under=_live(recipe))
+
+
+def _paired_row(recipe: Recipe, section: Reward | DPO) -> list[Segment]:
+    """The longest row of questions with their answers."""
+    question, answer = recipe.reward.max_question_tokens, recipe.reward.max_answer_tokens
+    answers = (answer,) * section.answers_per_question
+    tokens = min(recipe.compute.row_tokens, section.questions_per_step * (question + sum(answers)))
+    # A question that outgrows the row is dealt to several; as many answers stand in one as fit, two at least.
+    fitting = max(2, (tokens - question) // answer)
+    return memory.full_row(tokens, question, answers[:fitting])
 
 
 def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
@@ -175,7 +187,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
-    roles = [method(recipe.reward), method(recipe.reward), method(recipe.ppo), *_live(recipe)]
+    roles = [method(recipe.reward), method(recipe.reward), method(recipe.policy_section), *_live(recipe)]
     sequences = min(SLOTS, recipe.evaluate.prompts)
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
@@ -235,7 +247,7 @@ def _changes(recipe: Recipe) -> Iterator[dict[str, str]]:
     yield from rows
     if not recipe.compute.recompute_activations:
         yield {"compute.recompute_activations": "true"}
-    full = [name for name in ("sft", "reward", "ppo") if getattr(recipe, name).method == "full"]
+    full = [name for name in ("sft", "reward", "ppo", "dpo") if getattr(recipe, name).method == "full"]
     adapters = {f"{name}.method": "lora" for name in full}
     if adapters:
         yield adapters

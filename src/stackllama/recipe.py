@@ -413,6 +413,38 @@ class PPO(Optimization):
     watch: Watch = Field(default_factory=Watch, description="What is looked at while PPO trains.")
 
 
+class DPO(Optimization):
+    """Direct preference optimization on the pairs of the reward split: a rival of PPO that neither samples nor asks the
+    reward model. Texts are as long as `reward` allows.
+    """
+
+    learning_rate: float = Field(5e-5, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Learning rate after warm-up: kept, or falling to 0 at the last step."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of all steps over which the rate rises from 0.")
+    loss: Literal["dpo", "ipo"] = Field(
+        "dpo",
+        description="Loss of a pair: logistic (dpo, Rafailov et al. 2023), or the squared distance from a fixed gap "
+        "(ipo, Azar et al. 2023).",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="Reward per nat by which the policy's log-probability of an answer is above the SFT model's. Under "
+        "ipo a better answer is to gain 1 / (2 beta) nats over a worse one. Less lets the policy go further away.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of the pairs that are taken to be the wrong way round (`loss: dpo` only)."
+    )
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the reward split; fractions are allowed.")
+    max_steps: int | None = Field(None, ge=1, description="Most optimizer steps, whatever `epochs` says.")
+    questions_per_step: int = Field(16, ge=1, description="Questions, with all their answers, in one optimizer step.")
+    answers_per_question: int = Field(
+        8, ge=2, le=64, description="Most answers of a question; of more, a seeded choice."
+    )
+
+
 class Evaluate(Section):
     """What is measured after training, on the eval split."""
 
@@ -492,9 +524,13 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random; never of facts or splits.")
     base: Base = Field(default_factory=Base, description="The model that everything starts from.")
     data: Data = Field(description="The dump and what is made of it.")
+    policy: Literal["ppo", "dpo"] = Field(
+        "ppo", description="How the policy is made: sampled and scored (ppo), or from the pairs themselves (dpo)."
+    )
     sft: SFT = Field(default_factory=SFT, description="Supervised fine-tuning.")
     reward: Reward = Field(default_factory=Reward, description="The reward model, and the judge.")
     ppo: PPO = Field(default_factory=PPO, description="PPO against the reward model.")
+    dpo: DPO = Field(default_factory=DPO, description="DPO on the reward split's pairs, where `policy` is `dpo`.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What is measured after training.")
     guard: Guard = Field(default_factory=Guard, description="Faults of single steps, in every trained stage.")
     compute: Compute = Field(default_factory=Compute, description="The machine.")
@@ -518,7 +554,12 @@ class Recipe(Section):
         """The stages that this recipe has, in order; a recipe on plain documents ends after SFT."""
         if self.data.source == (EMBEDDED_TEXT,):
             return ("data", "sft")
-        return ("data", "sft", "reward", "judge", "ppo", "evaluate")
+        return ("data", "sft", "reward", "judge", self.policy, "evaluate")
+
+    @property
+    def policy_section(self) -> PPO | DPO:
+        """The section of the stage that makes the policy."""
+        return self.ppo if self.policy == "ppo" else self.dpo
 
 
 def is_size(model: str) -> bool:
@@ -544,6 +585,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if "ppo" in recipe.stages:
         yield from _ppo_contradictions(recipe.ppo)
         yield from _sampler_contradictions(recipe)
+    if "dpo" in recipe.stages:
+        yield from _dpo_contradictions(recipe.dpo)
     yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
 
@@ -578,7 +621,7 @@ def _base_contradictions(recipe: Recipe) -> Iterator[str]:
             "weights; name a trained base, or set base.quantization to off"
         )
     elif quantization != "off":
-        sections = {"sft": recipe.sft, "reward": recipe.reward, "ppo": recipe.ppo}
+        sections = {"sft": recipe.sft, "reward": recipe.reward, recipe.policy: recipe.policy_section}
         full = [f"{name}.method" for name, one in sections.items() if name in recipe.stages and one.method == "full"]
         if full:
             yield (
@@ -597,7 +640,7 @@ def _longest_texts(recipe: Recipe) -> dict[str, int]:
         asked, answered = reward.max_question_tokens, reward.max_answer_tokens
         text = f"reward.max_question_tokens + 2 * reward.max_answer_tokens = {asked} + 2 * {answered}"
         texts[text] = asked + 2 * answered
-    if "ppo" in recipe.stages:
+    if "evaluate" in recipe.stages:  # which samples as `ppo` says, whatever made the policy
         # An answer that is cut off gets one more token before it is scored, its EOS.
         text = f"ppo.max_prompt_tokens + ppo.max_new_tokens + 1 = {ppo.max_prompt_tokens} + {ppo.max_new_tokens} + 1"
         texts[text] = ppo.max_prompt_tokens + ppo.max_new_tokens + 1
@@ -644,6 +687,14 @@ def _ppo_contradictions(ppo: PPO) -> Iterator[str]:
         yield (
             f"ppo.kl.horizon = {ppo.kl.horizon:g} is too short for ppo.prompts_per_step * ppo.samples_per_prompt = "
             f"{episodes} episodes a step; make it more than {episodes / 5:g}"
+        )
+
+
+def _dpo_contradictions(dpo: DPO) -> Iterator[str]:
+    if dpo.loss == "ipo" and dpo.label_smoothing:
+        yield (
+            f"dpo.label_smoothing = {dpo.label_smoothing:g} is for dpo.loss = dpo; with dpo.loss = ipo every gap has "
+            "an end anyway: set it to 0, or dpo.loss to dpo"
         )
 
 
@@ -713,7 +764,7 @@ def _data_contradictions(recipe: Recipe) -> Iterator[str]:
             yield "data.source = embedded-text has no answers: sft.loss_on must be all"
         needed: tuple[str, ...] = ("sft", "eval")
     else:
-        needed = tuple(fractions)
+        needed = tuple(name for name in fractions if name in recipe.stages or name == "eval")
     for name in needed:
         if fractions[name] == 0:
             yield f"data.splits.{name} = 0: this recipe has a stage that needs it; allowed: above 0"

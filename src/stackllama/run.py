@@ -35,8 +35,11 @@ from stackllama.files import (
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import flatten, load_recipe, to_yaml
 
-STAGES = ("data", "sft", "reward", "judge", "ppo", "evaluate")
+STAGES = ("data", "sft", "reward", "judge", "ppo", "dpo", "evaluate")
 """In their order; each has a folder of that name."""
+
+POLICY_STAGES = ("ppo", "dpo")
+"""Those that make a policy. A run has one of them, which its recipe names (`policy`)."""
 
 COMMANDS = {stage: stage for stage in STAGES} | {"judge": "reward"}
 """The command that makes a stage; `stackllama reward` trains the judge too."""
@@ -47,10 +50,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "reward": ("data", "sft"),
     "judge": ("data", "sft"),
     "ppo": ("data", "sft", "reward", "judge"),
-    "evaluate": ("data", "sft", "reward", "judge", "ppo"),
+    "dpo": ("data", "sft"),
+    "evaluate": ("data", "sft", "reward", "judge"),
 }
-"""What a stage is made from; `evaluate` of a recipe without PPO does not exist. The judge steers no step of PPO, but
-says which weights it leaves."""
+"""What a stage is made from, whatever makes the policy; `needs` adds that. The judge steers no step of PPO, but says
+which weights it leaves."""
 
 FIRST_TOUCHED: dict[str, str | None] = {
     "seed": "data",
@@ -64,10 +68,15 @@ FIRST_TOUCHED: dict[str, str | None] = {
     "guard": "sft",
     "reward.method": "sft",  # a stage that trains in full makes the trunk fp32
     "ppo.method": "sft",
+    "dpo.method": "sft",
+    "policy": "ppo",  # the first of the two: a run that has begun either keeps it
     **{stage: stage for stage in STAGES},
 }
 """First stage that a key, or any key of a section, changes. None, and keys that are not here, change nothing that is
 kept."""
+
+SAMPLED_AS = ("ppo.max_prompt_tokens", "ppo.max_new_tokens")
+"""Keys of PPO that `evaluate` reads whatever made the policy."""
 
 _FORMAT = 1
 _RECIPE = "recipe.yaml"
@@ -79,8 +88,11 @@ _TIMING = "seconds.json"
 class Run:
     """An open, locked run folder. Use it in a `with`; made by `open_run`."""
 
-    def __init__(self, folder: Path, *, recipe_digest: str, threads: int, lock: int, found: frozenset[str]) -> None:
+    def __init__(
+        self, folder: Path, *, policy: str, recipe_digest: str, threads: int, lock: int, found: frozenset[str]
+    ) -> None:
         self.folder = folder
+        self._policy = policy
         self._recipe_digest = recipe_digest
         self._threads = threads
         self._lock: int | None = lock
@@ -121,7 +133,7 @@ class Run:
 
     def require(self, stage: str) -> None:
         """Check that all that a stage is made from is complete. Errors: RunError with the command to type first."""
-        for earlier in NEEDS[stage]:
+        for earlier in needs(stage, self._policy):
             if not self.is_complete(earlier):
                 raise self._missing(earlier, needed_by=stage)
 
@@ -182,11 +194,12 @@ class Run:
         return _marker(self.folder, stage)
 
     def _made_from(self, stage: str) -> dict[str, str]:
-        return {earlier: digest_json(self.outputs(earlier)) for earlier in NEEDS[stage]}
+        return {earlier: digest_json(self.outputs(earlier)) for earlier in needs(stage, self._policy)}
 
     def _refuse_other_inputs(self, stage: str, then: Mapping[str, str], now: Mapping[str, str] | None = None) -> None:
         if now is None:
-            now = {e: digest_json(m["outputs"]) for e in NEEDS[stage] if (m := self._marker(e)) is not None}
+            earlier = needs(stage, self._policy)
+            now = {e: digest_json(m["outputs"]) for e in earlier if (m := self._marker(e)) is not None}
         changed = sorted(key for key in then.keys() & now.keys() if then[key] != now[key])
         if changed:
             raise RunError(
@@ -255,7 +268,7 @@ def open_run(recipe: Recipe, folder: Path | None = None) -> Run:
         raise
     digest = digest_json(recipe.model_dump(mode="json", by_alias=True))
     threads = recipe.compute.threads or available_threads()
-    return Run(folder, recipe_digest=digest, threads=threads, lock=lock, found=frozenset(found))
+    return Run(folder, policy=recipe.policy, recipe_digest=digest, threads=threads, lock=lock, found=frozenset(found))
 
 
 def find_run(run: str, folder: str = "runs") -> Path:
@@ -267,6 +280,16 @@ def find_run(run: str, folder: str = "runs") -> Path:
     raise RunError(
         f"{run} is not a run; give a run's folder or name. In {folder}/ there is: {', '.join(known) or 'none'}"
     )
+
+
+def needs(stage: str, policy: str) -> tuple[str, ...]:
+    """What a stage is made from, in a run whose policy is made by the stage `policy`."""
+    return (*NEEDS[stage], policy) if stage == "evaluate" else NEEDS[stage]
+
+
+def policy_stage(folder: Path) -> str:
+    """The stage that makes the policy of the run in `folder`, as its recipe says."""
+    return load_recipe(folder / _RECIPE).policy
 
 
 def stage_outputs(folder: Path, stage: str) -> dict[str, str]:
@@ -291,8 +314,17 @@ def differing_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 
 
-def first_touched(key: str) -> str | None:
-    """The first stage whose result depends on a dotted key; None where none does."""
+def first_touched(key: str, policy: str = "ppo") -> str | None:
+    """The first stage whose result depends on a dotted key, in a run whose policy is made by the stage `policy`; None
+    where none does.
+    """
+    first = _first_touched(key)
+    if first in POLICY_STAGES and first != policy and key != "policy":
+        return "evaluate" if key in SAMPLED_AS else None
+    return first
+
+
+def _first_touched(key: str) -> str | None:
     while key:
         if key in FIRST_TOUCHED:
             return FIRST_TOUCHED[key]
@@ -304,7 +336,7 @@ def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
     begun = [stage for stage in STAGES if _is_bound(folder, stage)]
     lines, again = [], set()
     for key, (before, after) in differing_keys(old, new).items():
-        first = first_touched(key)
+        first = first_touched(key, new.policy)
         touched = [stage for stage in begun if first and STAGES.index(stage) >= STAGES.index(first)]
         if touched:
             lines.append(f"  {key}: {before} -> {after}")

@@ -27,6 +27,7 @@ from stackllama.assembly import (
     check_enough,
     check_fits,
     device,
+    dpo_objective,
     kl_controller,
     load_roles,
     load_trunk,
@@ -72,11 +73,12 @@ from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
 from stackllama.report.page import write_report
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource
+from stackllama.rollout.preferences import PreferenceSource
 from stackllama.run import Run, available_threads
 from stackllama.summary import merge_summary
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.packing import pack
-from stackllama.tokens.sources import reward_row, reward_source, sft_source
+from stackllama.tokens.sources import PairedTree, reward_row, reward_source, sft_source
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.metrics import telling
 from stackllama.watching import leave_best, watch
@@ -227,7 +229,10 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
     with _stage(run, role, accelerator=accelerator(recipe)) as (folder, outputs):
         assembled = load_trunk(recipe, run.folder)
         trunk = assembled.trunk
-        (_, trees), (questions, held_out) = (paired_trees(recipe, run, assembled.tokenizer, s) for s in (role, "eval"))
+        most = recipe.reward.answers_per_question
+        (_, trees), (questions, held_out) = (
+            paired_trees(recipe, run, assembled.tokenizer, split, answers_per_question=most) for split in (role, "eval")
+        )
         atomic_write_json(folder / "left_out.json", {role: dict(trees.left_out), "eval": dict(held_out.left_out)})
         add_trained(trunk, role, recipe.reward, seed=stage_seed(recipe, f"{role}/adapter"))
         spread = 1.0 / np.sqrt(trunk.hidden_size + 1)
@@ -253,7 +258,6 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
         exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
-        pairs_per_question = sum(len(tree.pairs) for tree in trees.items) / len({tree.tree.key for tree in trees.items})
         numbers = {
             **_flat("accuracy", exam.accuracy),
             **_flat("longer_wins", exam.longer_wins),
@@ -262,7 +266,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
             **_ends("over_earlier", exam.over_earlier),
             "questions": exam.questions,
             "pairs": exam.pairs,
-            "pairs_per_second": None if rate is None else rate * pairs_per_question,
+            "pairs_per_second": None if rate is None else rate * _pairs_each(trees.items),
             "steps": source.total_steps,
         }
         merge_summary(run.folder, {"confidence": recipe.evaluate.confidence, role: numbers})
@@ -332,6 +336,42 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         save_role(folder / FINAL, trunk, POLICY, head=head, trunk_hash=assembled.trunk_hash)
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, **seen}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
+
+
+def run_dpo(recipe: Recipe, run: Run) -> None:
+    """Direct preference optimization of the policy on the pairs that the reward model learns from."""
+    if run.is_complete("dpo"):
+        return
+    section = recipe.dpo
+    prepare_machine(recipe)
+    if section.method == "lora" and section.lora.dropout > 0:
+        print("dpo: with dpo.lora.dropout above 0 the first step is not exact: the policy is not yet the reference")
+    with _stage(run, "dpo", accelerator=accelerator(recipe)) as (folder, outputs):
+        assembled = load_trunk(recipe, run.folder)
+        trunk, most = assembled.trunk, section.answers_per_question
+        _, trees = paired_trees(recipe, run, assembled.tokenizer, "reward", answers_per_question=most)
+        atomic_write_json(folder / "left_out.json", {"reward": dict(trees.left_out)})
+        add_trained(trunk, POLICY, section, seed=stage_seed(recipe, "dpo/adapter"))
+        pairs = reward_source(
+            trees.items,
+            questions_per_step=section.questions_per_step,
+            row_tokens=recipe.compute.row_tokens,
+            epochs=section.epochs,
+            max_steps=section.max_steps,
+            seed=stage_seed(recipe, "dpo/order"),
+        )
+        source, steps = PreferenceSource(trunk, pairs), pairs.total_steps
+        shown = ("loss", "accuracy", "margin", "learning_rate")
+        rate = train(recipe, run, "dpo", trunk, dpo_objective(recipe), source, section, steps, shown=shown)
+        save_role(folder / FINAL, trunk, POLICY, head=None, trunk_hash=assembled.trunk_hash)
+        numbers = {"pairs_per_second": None if rate is None else rate * _pairs_each(trees.items), "steps": steps}
+        merge_summary(run.folder, {"dpo": numbers})
+        outputs |= {FINAL: digest_folder(folder / FINAL)}
+
+
+def _pairs_each(trees: Sequence[PairedTree]) -> float:
+    """Pairs of a question, on average."""
+    return sum(len(tree.pairs) for tree in trees) / len({tree.tree.key for tree in trees})
 
 
 def run_evaluate(recipe: Recipe, run: Run) -> None:

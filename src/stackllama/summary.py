@@ -82,7 +82,7 @@ class RankingNumbers(Part):
 
 
 class PPONumbers(Part):
-    """The policy against the SFT model, on the same held-out prompts."""
+    """The policy (whatever made it) against the SFT model, on the same held-out prompts; and what PPO notes."""
 
     prompts: int | None = _number("Held-out questions answered.")
     reward_before: float | None = _number("Mean score of the SFT model's answers, by the training reward model.")
@@ -99,7 +99,7 @@ class PPONumbers(Part):
     win_rate: float | None = _number("Share of questions where the judge prefers the policy (ties count half).")
     win_rate_low: float | None = _number("Lower end.")
     win_rate_high: float | None = _number("Upper end.")
-    win_rate_training_reward: float | None = _number("The same by the training reward model, which PPO followed.")
+    win_rate_training_reward: float | None = _number("The same by the training reward model, which PPO follows.")
     win_rate_training_reward_low: float | None = _number("Lower end.")
     win_rate_training_reward_high: float | None = _number("Upper end.")
     length_before: float | None = _number("Mean length of the SFT model's answers, in tokens.")
@@ -120,11 +120,18 @@ class PPONumbers(Part):
     chosen_because: str | None = _text("Why these weights.")
 
 
+class DPONumbers(Part):
+    """Direct preference optimization, where it makes the policy. How the policy then does stands under `ppo`."""
+
+    pairs_per_second: float | None = _number("Pairs trained on, per second of the stage's steps.")
+    steps: int | None = _number("Optimizer steps.")
+
+
 class GoldNumbers(Part):
     """Mean gold score (0 to 1) of sampled answers, where the community has one; for reports only."""
 
     sft: float | None = _number("Of the SFT model.")
-    ppo: float | None = _number("Of the policy.")
+    ppo: float | None = _number("Of the policy, whatever made it.")
     difference: float | None = _number("ppo - sft, paired by question.")
     low: float | None = _number("Lower end of the difference.")
     high: float | None = _number("Upper end of the difference.")
@@ -138,6 +145,7 @@ class Seconds(Part):
     reward: float | None = _number("The reward model.")
     judge: float | None = _number("The judge.")
     ppo: float | None = _number("PPO.")
+    dpo: float | None = _number("DPO.")
     evaluate: float | None = _number("Evaluation.")
     total: float | None = _number("All of them.")
 
@@ -152,6 +160,7 @@ class Summary(Part):
     reward: RankingNumbers = RankingNumbers()
     judge: RankingNumbers = RankingNumbers()
     ppo: PPONumbers = PPONumbers()
+    dpo: DPONumbers = DPONumbers()
     gold: GoldNumbers = GoldNumbers()
     seconds: Seconds = Seconds()
 

@@ -127,6 +127,7 @@ def log_lines(stage: str, steps: int) -> list[dict[str, float]]:
         else:
             row |= {"loss": 0.7 - 0.18 * done + 0.03 * jitter, "accuracy": 0.5 + 0.24 * done + 0.03 * jitter}
             row |= {"margin": 1.3 * done, "questions": 16 * step}
+            row |= {"better_reward": -0.2 * done, "worse_reward": -1.5 * done} if stage == "dpo" else {}
         rows.append(row)
     return rows
 
@@ -153,7 +154,7 @@ def write_run(folder: Path) -> Path:
     """A whole run folder, as the stages leave it."""
     for name in (*STAGES, "data", "evaluate"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    steps = {"sft": 240, "reward": 180, "judge": 90, "ppo": 80}
+    steps = {"sft": 240, "reward": 180, "judge": 90, "ppo": 80, "dpo": 60}
     for stage in STAGES:
         lines = [json.dumps(row) for row in log_lines(stage, steps[stage])]
         (folder / stage / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
@@ -328,6 +329,35 @@ def test_summary_of_a_stage_without_its_log_is_told_without_curves(run: Path) ->
     page = write_report(run).read_text("utf-8")
     assert "sft-loss" not in page
     assert "74.2%" in page
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [
+        ({}, "PPO"),
+        ({"policy": "ppo", "ppo": {"advantage": "grpo"}}, "GRPO"),
+        ({"ppo": {"advantage": "rloo"}}, "RLOO"),
+        ({"policy": "dpo", "dpo": {"loss": "dpo"}}, "DPO"),
+        ({"policy": "dpo", "dpo": {"loss": "ipo"}}, "IPO"),
+    ],
+)
+def test_a_reader_sees_the_method_that_made_the_policy(bare: Path, recipe: dict[str, Any], method: str) -> None:
+    (bare / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    page = write_report(bare).read_text("utf-8")
+    assert f"Evaluation: SFT against {method}</h2>" in page
+    assert f"Win rate of {method}&#39;s answers" in page or f"Win rate of {method}'s answers" in page
+    assert f"{method} has not run in this run." in page
+    if method != "PPO":
+        assert not re.search(r"\bPPO\b", page)
+
+
+def test_a_run_of_dpo_shows_its_curves_and_no_target_of_kl(run: Path) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"policy": "dpo"}), "utf-8")
+    page = write_report(run).read_text("utf-8")
+    assert "Implied rewards" in page
+    assert "dpo-rewards" in page
+    assert "ppo-reward" not in page
+    assert "within its target" not in page
 
 
 def test_no_run(tmp_path: Path) -> None:

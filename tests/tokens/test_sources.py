@@ -137,7 +137,7 @@ def test_more_answers_than_allowed_leave_a_seeded_choice(tokenizer: Tokenizer) -
     kept, left_out = pairs_of(tokenizer, [question(1, texts, wanted)], answers=4)
     assert len({answer for _, b, w in kept for answer in (b, w)}) == 4
     assert len(kept) == 6
-    assert left_out["pairs beyond reward.answers_per_question"] == 15
+    assert left_out["pairs beyond answers_per_question"] == 15
 
 
 def test_best_answers_go_by_the_score_rule_and_the_earliest_of_equals(tokenizer: Tokenizer) -> None:

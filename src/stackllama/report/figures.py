@@ -137,6 +137,19 @@ PLOTS: Mapping[str, tuple[Plot, ...]] = {
     ),
     "reward": _PREFERENCE,
     "judge": _PREFERENCE,
+    "dpo": (
+        _one("loss", "Loss", "of a pair; DPO begins at 0.69, a coin flip"),
+        _one("accuracy", "Accuracy", "share of the step's pairs whose better answer the policy favours", percent=True),
+        Plot(
+            "rewards",
+            "Implied rewards",
+            "beta times the log-ratio of policy and SFT model, mean over pairs",
+            (("better_reward", "better answer", "accent"), ("worse_reward", "worse answer", "second")),
+        ),
+        _one("margin", "Margin", "implied reward of the better answer minus that of the worse one", main=False),
+        _GRADIENT,
+        _RATE,
+    ),
     "ppo": (
         Plot(
             "reward",

@@ -20,7 +20,7 @@ from stackllama.files import atomic_write_text
 from stackllama.report import events, figures, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import clipped, is_web, template
-from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, read_run
+from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, read_run
 from stackllama.report.verdict import DASH, show, span, verdict
 
 PAGE_LIMIT = 300_000
@@ -36,7 +36,7 @@ POLICY_ROWS = (
     ("distinct_2", "Distinct token pairs", 3),
     ("gold", "Gold (for reports only)", 3),
 )
-"""(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against PPO."""
+"""(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against policy."""
 
 DATA_COUNTS = ("rows", "questions", "answers", "pairs", "orphans")
 
@@ -56,8 +56,8 @@ def write_report(run_folder: Path, *, defaults: Mapping[str, Any] | None = None)
 
 def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
-    target, judge = kl_target(run), number(run.summary, "judge", "accuracy")
-    samples, level = _samples(run.samples), coverage(run)
+    target, judge, method = kl_target(run), number(run.summary, "judge", "accuracy"), policy_method(run.recipe)
+    samples, level = _samples(run.samples, method), coverage(run)
     guard, unseen_events = events.rows(run.events)
     drawn = {
         stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
@@ -67,7 +67,9 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         name=run.name,
         base=_base(run.recipe),
         level=level,
-        verdict=verdict(run.summary, target=target, level=level),
+        method=method,
+        stage="dpo" if run.recipe.get("policy") == "dpo" else "ppo",
+        verdict=verdict(run.summary, target=target, level=level, method=method),
         counts=_counts(run),
         splits=_splits(run.data),
         dropped=_dropped(run.data, "dropped"),
@@ -83,7 +85,7 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         accuracy=_accuracy_plot(run.summary),
         advantage=_advantage_plot(run.summary),
         judge_accuracy=show(judge, None) if judge is not None else None,
-        win_rate=_win_plot(run.summary),
+        win_rate=_win_plot(run.summary, method),
         policy_rows=_policy_rows(run),
         remarks=_remarks(run),
         samples=samples,
@@ -213,7 +215,7 @@ def _advantage_plot(summary: Mapping[str, Any]) -> str | None:
     return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
 
 
-def _win_plot(summary: Mapping[str, Any]) -> str | None:
+def _win_plot(summary: Mapping[str, Any], method: str) -> str | None:
     rows = []
     for key, label, ink in (
         ("win_rate", "Judge", "accent"),
@@ -222,7 +224,7 @@ def _win_plot(summary: Mapping[str, Any]) -> str | None:
         value, low, high = (number(summary, "ppo", f"{key}{end}") for end in ("", "_low", "_high"))
         if value is not None:
             rows.append(Interval(label, value, low, high, ink))
-    return figures.whiskers("win-rate", "Win rate of PPO", rows, reference=0.5, percent=True) if rows else None
+    return figures.whiskers("win-rate", f"Win rate of {method}", rows, reference=0.5, percent=True) if rows else None
 
 
 def _policy_value(run: Run, role: str, key: str) -> float | None:
@@ -238,13 +240,13 @@ def _policy_value(run: Run, role: str, key: str) -> float | None:
 
 
 def _policy_interval(run: Run, key: str) -> tuple[float | None, float | None]:
-    """Ends of the interval of PPO - SFT; the KL's own serves as well, since SFT's KL from itself is 0."""
+    """Ends of the interval of policy - SFT; the KL's own serves as well, since SFT's KL from itself is 0."""
     where = {"gold": ("gold", ""), "kl": ("ppo", "kl_")}.get(key, ("ppo", f"{key}_difference_"))
     return number(run.summary, where[0], f"{where[1]}low"), number(run.summary, where[0], f"{where[1]}high")
 
 
 def _policy_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
-    """(label, SFT, PPO, difference, its interval) for each measure that is known."""
+    """(label, SFT, policy, difference, its interval) for each measure that is known."""
     rows = []
     for key, label, digits in POLICY_ROWS:
         sft, ppo = (_policy_value(run, role, key) for role in ("sft", "ppo"))
@@ -285,14 +287,14 @@ def _text(value: Any) -> str:
     return f"{text}\n[… {cut:,} more characters are not shown]" if cut else text
 
 
-def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """One question with SFT's and PPO's answer; a link is made of `url` only where it is plain http or https."""
+def _sample(sample: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """One question with SFT's and the policy's answer; a link is made of `url` only where it is plain http or https."""
     url = sample.get("url")
     url = url if isinstance(url, str) else ""
     given = sample.get("answers")
     by_role = {a.get("role"): a for a in given if isinstance(a, Mapping)} if isinstance(given, list) else {}
     answers = []
-    for role, label in (("sft", "SFT"), ("ppo", "PPO")):
+    for role, label in (("sft", "SFT"), ("ppo", method)):
         if role in by_role:
             answer = by_role[role]
             scores = [
@@ -307,10 +309,10 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {"question": _text(sample.get("question")), "url": url, "link": is_web(url), "answers": answers}
 
 
-def _samples(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _samples(given: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
     room = PAGE_LIMIT
-    for sample in map(_sample, given):
+    for sample in (_sample(one, method) for one in given):
         room -= len(sample["question"]) + sum(len(answer["text"]) for answer in sample["answers"])
         if room < 0 and shown:
             break

@@ -19,7 +19,7 @@ from stackllama.errors import RunError
 from stackllama.report.figures import Log
 from stackllama.summary import FILE, read_summary
 
-STAGES = ("sft", "reward", "judge", "ppo")
+STAGES = ("sft", "reward", "judge", "ppo", "dpo")
 """Stages with a `metrics.jsonl`."""
 WATCH = "ppo/watch.jsonl"
 
@@ -136,8 +136,28 @@ def number(tree: Any, *keys: str) -> float | None:
     return float(tree)
 
 
+METHODS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    "ppo": ("advantage", "PPO", {"gae": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE"}),
+    "dpo": ("loss", "DPO", {"dpo": "DPO", "ipo": "IPO"}),
+}
+"""Stage that makes the policy -> the key of its section that tells the method, the method without it, the others."""
+
+
+def policy_method(recipe: Mapping[str, Any]) -> str:
+    """What readers call the method that made the policy, such as `PPO`, `RLOO` or `DPO`; PPO where nothing is said."""
+    stage = recipe.get("policy")
+    stage = stage if isinstance(stage, str) and stage in METHODS else "ppo"
+    section, (key, usual, names) = recipe.get(stage), METHODS[stage]
+    told = section.get(key) if isinstance(section, Mapping) else None
+    return names.get(told, usual) if isinstance(told, str) else usual
+
+
 def kl_target(run: Run) -> float | None:
-    """The target of an adaptive KL controller, in nats; None where the recipe names none or fixes the coefficient."""
+    """The target of an adaptive KL controller, in nats; None where the recipe names none, fixes the coefficient, or
+    makes its policy without one.
+    """
+    if run.recipe.get("policy", "ppo") != "ppo":
+        return None
     ppo = run.recipe.get("ppo")
     control = ppo.get("kl") if isinstance(ppo, Mapping) else None
     if isinstance(control, Mapping) and control.get("controller") == "fixed":

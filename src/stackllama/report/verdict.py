@@ -31,15 +31,17 @@ def span(low: float | None, high: float | None, digits: int | None = 2, *, signe
     return "" if low is None or high is None else " to ".join(show(x, digits, signed=signed) for x in (low, high))
 
 
-def verdict(summary: Mapping[str, Any], *, target: float | None, level: str = "95%") -> tuple[tuple[str, str], ...]:
+def verdict(
+    summary: Mapping[str, Any], *, target: float | None, level: str = "95%", method: str = "PPO"
+) -> tuple[tuple[str, str], ...]:
     """Three (stage, sentence) in plain English, from the numbers alone: what moved, and what intervals leave open.
 
-    `target`: of the KL controller, in nats; `level`: the intervals' coverage, as text.
+    `target`: of the KL controller, in nats; `level`: the intervals' coverage, as text; `method`: what made the policy.
     """
     return (
         ("SFT", _sft_sentence(summary)),
         ("Reward model", _reward_sentence(summary, level)),
-        ("PPO", _ppo_sentence(summary, level, target)),
+        (method, _policy_sentence(summary, level, target)),
     )
 
 
@@ -96,7 +98,7 @@ def _against(summary: Mapping[str, Any], accuracy: float, name: str) -> str:
     )
 
 
-def _ppo_sentence(summary: Mapping[str, Any], level: str, target: float | None) -> str:
+def _policy_sentence(summary: Mapping[str, Any], level: str, target: float | None) -> str:
     before, after = (number(summary, "ppo", f"reward_{when}") for when in ("before", "after"))
     if before is None or after is None:
         return "No policy was trained and compared in this run."

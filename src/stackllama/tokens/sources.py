@@ -131,7 +131,7 @@ def encode_pairs(
         "questions longer than reward.max_question_tokens": 0,
         "pairs with an answer longer than reward.max_answer_tokens": 0,
     }
-    left_out |= {"pairs beyond reward.answers_per_question": 0, "questions without a pair": 0}
+    left_out |= {"pairs beyond answers_per_question": 0, "questions without a pair": 0}
     found: list[PairedTree] = []
     for key, question in enumerate(questions):
         root = tuple(encode_root(tokenizer, question_text(question.title if titles else "", question.text)))
@@ -141,7 +141,7 @@ def encode_pairs(
         kept = _chosen_answers(question, answers_per_question, seed)
         branches = {at: tuple(encode_branch(tokenizer, question.answers[at].text)) for at in kept}
         inside = [pair for pair in question.pairs if pair.better in branches and pair.worse in branches]
-        left_out["pairs beyond reward.answers_per_question"] += len(question.pairs) - len(inside)
+        left_out["pairs beyond answers_per_question"] += len(question.pairs) - len(inside)
         limit = min(max_answer_tokens, (row_tokens - len(root)) // 2)
         short = [pair for pair in inside if all(len(branches[at]) <= limit for at in (pair.better, pair.worse))]
         left_out["pairs with an answer longer than reward.max_answer_tokens"] += len(inside) - len(short)
