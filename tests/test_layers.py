@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "recipe_reference",
         "summary",
         "run",
+        "taking_over",
     ),
     "data": ("data",),
     "feedback": ("feedback",),

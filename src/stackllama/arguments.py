@@ -36,6 +36,8 @@ DATA_COMMANDS = {
 
 TAKE_OVERRIDES = (("quickstart",), ("run",), ("plan",), *((stage,) for stage in STAGES), ("recipe", "show"))
 VALUED, FLAGS = ("name", "seed", "folder"), ("help", "allow-truncated")
+TAKE_FROM = ("quickstart", "run", "sft", "reward", "ppo", "evaluate")
+"""Commands that may start from the stages of another run, by `--from`."""
 PLAN_VALUED = ("gpus", "memory")
 """Options of `plan` that are no keys of a recipe."""
 
@@ -82,7 +84,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"--{key} needs a value, as in --{key} VALUE or --{key}=VALUE")
             value = rest.pop(0)
-        if key in VALUED or (key in PLAN_VALUED and words[0] == "plan"):
+        if key in VALUED or key == "from" or (key in PLAN_VALUED and words[0] == "plan"):
             own.append(f"--{key}={value}")
         else:
             overrides[key.replace("-", "_")] = value
@@ -156,6 +158,10 @@ def _add_recipe_command(
     parser.add_argument("--name", metavar="NAME", help="the run's name (default: the recipe's)")
     parser.add_argument("--seed", metavar="N", help="the run's seed (default: the recipe's)")
     parser.add_argument("--folder", metavar="FOLDER", help="where runs are kept (default: runs)")
+    if parser.get_default("command") in TAKE_FROM:
+        parser.add_argument(
+            "--from", dest="source", metavar="RUN", help="start from the stages of another run that would be the same"
+        )
     parser.add_argument("--allow-truncated", action="store_true", help="use a dump that breaks off, up to its last row")
     return parser
 

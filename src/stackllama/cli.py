@@ -82,7 +82,9 @@ def run(arguments: Arguments) -> None:
     from stackllama.run import open_run
 
     recipe = _load(arguments)
+    source = _source(arguments, recipe)
     with open_run(recipe) as opened:
+        _take_over(recipe, opened, source)
         from stackllama.stages import run_report  # seconds of imports, after all that can be wrong with the recipe
 
         for command in _stage_commands(recipe):
@@ -101,7 +103,9 @@ def stage(arguments: Arguments) -> None:
         raise RecipeError(
             f"a recipe on {recipe.data.source[0]} has no stage {command}; it has {', '.join(recipe.stages)}"
         )
+    source = _source(arguments, recipe)
     with open_run(recipe) as opened:
+        _take_over(recipe, opened, source)
         _run_stage(command, recipe, opened)
     if FOLLOWS[command] in commands:
         say_next(FOLLOWS[command], opened.folder / "recipe.yaml")
@@ -232,6 +236,22 @@ def _load(arguments: Arguments) -> Recipe:
     from stackllama.recipe_load import load_recipe
 
     return load_recipe(arguments.options.recipe, arguments.overrides)
+
+
+def _source(arguments: Arguments, recipe: Recipe) -> Path | None:
+    """The folder of the run that `--from` names."""
+    from stackllama.taking_over import find_source
+
+    run = getattr(arguments.options, "source", None)
+    return None if run is None else find_source(run, recipe)
+
+
+def _take_over(recipe: Recipe, opened: Run, source: Path | None) -> None:
+    """Take over what the run at `source` has finished and this one would do the same."""
+    from stackllama.taking_over import take_over
+
+    if source is not None:
+        say(take_over(recipe, opened, source))
 
 
 def _stage_functions() -> dict[str, Callable[[Recipe, Run], None]]:

@@ -6,7 +6,7 @@ interval whose coverage is `confidence`. The page `docs/summary.md` is written f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,16 @@ class Seconds(Part):
     total: float | None = _number("All of them.")
 
 
+_TRAINING = ("episodes_per_second", "steps", "alarms", "stopped_because", "chosen_step", "chosen_because")
+ADDED_BY: Mapping[str, str] = {
+    **{stage: stage for stage in ("data", "sft", "reward", "judge")},
+    **dict.fromkeys(("ppo", "gold", "best_of"), "evaluate"),
+    **{f"ppo.{key}": "ppo" for key in _TRAINING},
+    **{f"seconds.{stage}": stage for stage in ("data", "sft", "reward", "judge", "ppo", "evaluate")},
+}
+"""Section, or SECTION.KEY where stages share a section -> the stage that adds it."""
+
+
 class Summary(Part):
     """The whole file."""
 
@@ -176,6 +186,17 @@ def merge_summary(folder: Path, patch: Mapping[str, Any]) -> Summary:
     filled = summary.model_dump(exclude_none=True)
     atomic_write_json(path, {key: value for key, value in filled.items() if value != {}})
     return summary
+
+
+def numbers_of(summary: Summary, stages: Collection[str]) -> dict[str, Any]:
+    """What these stages have added to a summary, as a patch for `merge_summary`."""
+    values = summary.model_dump(exclude_none=True)
+    patch: dict[str, Any] = {"confidence": values["confidence"]} if "confidence" in values else {}
+    for section, numbers in values.items():
+        if isinstance(numbers, dict):
+            added = {key: ADDED_BY.get(f"{section}.{key}", ADDED_BY.get(section)) for key in numbers}
+            patch[section] = {key: value for key, value in numbers.items() if added[key] in stages}
+    return patch
 
 
 def summary_reference() -> str:
