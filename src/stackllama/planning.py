@@ -169,7 +169,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     roles = [method(recipe.reward), method(recipe.reward), method(recipe.ppo), *_live(recipe)]
-    sequences = min(SLOTS, recipe.evaluate.prompts)
+    sequences = min(SLOTS, recipe.evaluate.prompts * max(1, recipe.evaluate.best_of))
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
     yield from _loading(recipe, shape, machine, first=False)

@@ -128,6 +128,37 @@ class GoldNumbers(Part):
     high: float | None = _number("Upper end of the difference.")
 
 
+class BestOfNumbers(Part):
+    """Best-of-n: of `n` answers of the SFT model the one that the training reward model scores highest, on the same
+    held-out prompts, against the SFT model's own answer.
+    """
+
+    n: int | None = _number("Answers that each one was chosen from.")
+    kl_bound: float | None = _number("Most that the KL from the SFT model can be: log n - (n - 1) / n, in nats.")
+    reward: float | None = _number("Mean score, by the training reward model.")
+    reward_difference_low: float | None = _number("Lower end of best-of-n - SFT, paired by question.")
+    reward_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    judge: float | None = _number("Mean score, by the judge.")
+    judge_difference_low: float | None = _number("Lower end of best-of-n - SFT.")
+    judge_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    win_rate: float | None = _number("Share of questions where the judge prefers best-of-n (ties count half).")
+    win_rate_low: float | None = _number("Lower end.")
+    win_rate_high: float | None = _number("Upper end.")
+    win_rate_training_reward: float | None = _number("The same by the training reward model, which chose.")
+    win_rate_training_reward_low: float | None = _number("Lower end.")
+    win_rate_training_reward_high: float | None = _number("Upper end.")
+    length: float | None = _number("Mean length, in tokens.")
+    length_difference_low: float | None = _number("Lower end of best-of-n - SFT.")
+    length_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    eos_rate: float | None = _number("Share of answers that end by themselves.")
+    repetition: float | None = _number("Repetition (see the metrics glossary).")
+    distinct_2: float | None = _number("Distinct token pairs (see the metrics glossary).")
+    gold: float | None = _number("Mean gold score, where the community has one; for reports only.")
+    gold_difference: float | None = _number("best-of-n - SFT, paired by question.")
+    gold_low: float | None = _number("Lower end of the difference.")
+    gold_high: float | None = _number("Upper end of the difference.")
+
+
 class Seconds(Part):
     """Wall-clock time of each stage; `total` is their sum."""
 
@@ -161,6 +192,7 @@ class Summary(Part):
     judge: RankingNumbers = RankingNumbers()
     ppo: PPONumbers = PPONumbers()
     gold: GoldNumbers = GoldNumbers()
+    best_of: BestOfNumbers = BestOfNumbers()
     seconds: Seconds = Seconds()
 
 
