@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "watching",
         "chat",
         "scoring",
+        "comparing",
         "doctor",
         "arguments",
         "data_settings",

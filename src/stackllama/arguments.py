@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.epilog = f"{data.epilog}\n\nbeside the stage:{others}"
     _plan_options(_add_recipe_command(commands, "plan", "predict the memory of each stage, and what to change"))
     _run_option(_add(commands, "report", "write runs/NAME/report.html"))
+    _compare_options(_add(commands, "compare", "put the policies of several runs side by side, also at equal KL"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
     _add(commands, "doctor", "look at this machine: versions, memory, disk, speed")
@@ -200,6 +201,29 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart, or its name")
+
+
+def _nats(text: str) -> float:
+    """A converter for argparse: a KL in nats, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of nats above 0, such as 1.84")
+    return value
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, such as runs/quickstart, or its name")
+    parser.add_argument(
+        "--at",
+        type=_nats,
+        metavar="KL",
+        help="where to compare, in nats (default: the bound of best-of-n, else the smallest KL that a run ended at)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--page", metavar="FILE", help="write an HTML page, with figures, instead of tables")
 
 
 def _chat_options(parser: argparse.ArgumentParser) -> None:

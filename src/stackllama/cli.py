@@ -127,6 +127,13 @@ def report(arguments: Arguments) -> None:
     say_next("chat", folder)
 
 
+def compare(arguments: Arguments) -> None:
+    """`compare RUN...`: the policies of several runs side by side, as tables, `--json` or `--page FILE`."""
+    from stackllama.comparing import compare as beside
+
+    say_next("report", beside(arguments.options))
+
+
 def chat(arguments: Arguments) -> None:
     """`chat RUN`: questions and answers in the terminal."""
     from stackllama.run import find_run
@@ -220,6 +227,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "ppo": stage,
     "evaluate": stage,
     "report": report,
+    "compare": compare,
     "chat": chat,
     "score": score,
     **{f"data {name}": data for name in DATA_COMMANDS},

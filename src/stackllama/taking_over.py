@@ -142,5 +142,8 @@ def _reason(recipe: Recipe, taken: list[str], touching: Mapping[str, tuple[str, 
     """Why the next stage is this run's own; empty where there is none, or it is just not complete there."""
     after = [stage for stage in recipe.stages if stage not in taken]
     keys = [key for key, (stage, *_) in touching.items() if after and stage == after[0]]
+    if not keys:
+        return ""
     more = ", ..." if len(keys) > _SHOWN else ""
-    return f"; {after[0]} is this run's own ({', '.join(keys[:_SHOWN])}{more} differs)" if keys else ""
+    verb = "differs" if len(keys) == 1 else "differ"
+    return f"; {after[0]} is this run's own ({', '.join(keys[:_SHOWN])}{more} {verb})"
