@@ -109,7 +109,7 @@ def compare_policies(
             _sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))
         ],
         policies={
-            name: _policy_numbers(paper) | ({} if name == "sft" else _gains(paper, sat["sft"], how))
+            name: {**_policy_numbers(paper), **({} if name == "sft" else _gains(paper, sat["sft"], how))}
             for name, paper in sat.items()
         },
         summary=summary,

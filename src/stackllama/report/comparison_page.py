@@ -64,11 +64,12 @@ def render(several: Sequence[Group], kl: float | None) -> str:
 
 
 def _wins(group: Group, prefix: str) -> list[Drawn]:
-    rows = [
-        Interval(row["name"], *(row.get(f"win_rate{end}") for end in ("", "_low", "_high")), _ink(row["method"], group))
-        for row in comparison.rows(group)
-        if "win_rate" in row
-    ]
+    rows = []
+    for row in comparison.rows(group):
+        if "win_rate" in row:
+            ink = _ink(row["method"], group)
+            ends = row.get("win_rate_low"), row.get("win_rate_high")
+            rows.append(Interval(row["name"], row["win_rate"], *ends, ink))
     if not rows:
         return []
     svg = whiskers(f"{prefix}-wins", "Win rate over SFT", rows, reference=0.5, percent=True)

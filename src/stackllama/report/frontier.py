@@ -61,7 +61,7 @@ def draw(
     columns: int = LEGEND_COLUMNS,
 ) -> str:
     """The figure as SVG; `bound`: a KL that is drawn as a dashed upright line."""
-    named = [one.label for one in (*lines, *marks) if one.label]
+    named = [*(line.label for line in lines), *(mark.label for mark in marks if mark.label)]
     rows = math.ceil(len(named) / columns)
     with matplotlib.style.context(STYLE, after_reset=True):
         figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_ROW * max(0, rows - 1)), layout="constrained")
@@ -77,9 +77,13 @@ def draw(
         axes.margins(x=0.04, y=0.12)
         label_ticks(axes, "x", 5)
         label_ticks(axes, "y", 5)
-        said = [f"{line.label}: " + ", ".join(f"{y:+.2f} at {x:.2f} nats" for x, y in line.points) for line in lines]
-        said += [f"{mark.label}: {mark.gain:+.2f} at {mark.kl:.2f} nats" for mark in marks if mark.label]
-        return as_svg(figure, name, f"{title}. {'; '.join(said)}".replace("-", MINUS))
+        said = [f"{line.label}: {', '.join(_spoken(*point) for point in line.points)}" for line in lines]
+        said += [f"{mark.label}: {_spoken(mark.kl, mark.gain)}" for mark in marks if mark.label]
+        return as_svg(figure, name, f"{title}. {'; '.join(said)}")
+
+
+def _spoken(kl: float, gain: float) -> str:
+    return f"{gain:+.2f} at {kl:.2f} nats".replace("-", MINUS)
 
 
 def _line(axes: Axes, line: Line) -> None:
