@@ -510,7 +510,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{text} does not fit in a row: compute.row_tokens = {row}; make it at least {tokens}"
     if "ppo" in recipe.stages:
         yield from _ppo_contradictions(recipe.ppo)
-    if recipe.evaluate.best_of == 1:
+    if "evaluate" in recipe.stages and recipe.evaluate.best_of == 1:
         yield "evaluate.best_of = 1 has nothing to choose from; make it at least 2, or 0 for none"
     yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
