@@ -116,6 +116,27 @@ def test_the_report_of_the_run_that_one_stands_in(
     assert Path("recipe.yaml").read_bytes() == recipe
 
 
+def test_from_starts_a_rival_on_the_stages_of_another_run(journal: list[str], capsys: Capture) -> None:
+    assert main(["quickstart"]) == 0
+    journal.clear()
+    rival = ["--from", "quickstart", "--ppo.clip", "0.1"]
+    assert main(["run", "quickstart", "--name", "rival", *rival]) == 0
+    assert journal == ["ppo 0", "evaluate 0", "report"]
+    assert "taken over from runs/quickstart: data, sft, reward, judge; ppo is" in capsys.readouterr().err
+    journal.clear()
+    assert main(["ppo", "quickstart", "--name", "other", *rival]) == 0
+    assert journal == ["ppo 0"]
+    for words, message in (
+        (["run", "quickstart", *rival], "this very run"),
+        (["sft", "quickstart", "--name", "new", "--from", "nope"], "nope is not a run"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("runs/new").exists()
+    with pytest.raises(SystemExit):
+        main(["data", "quickstart", "--name", "new", "--from", "quickstart"])
+
+
 def test_plain_documents_end_after_sft(journal: list[str], capsys: Capture) -> None:
     assert main(["run", "embedded-base"]) == 0
     assert journal == ["data 0", "sft 0", "report"]

@@ -190,6 +190,7 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "guard: {skip: 8}", ["guard.skip = 8 is not above guard.clip = 8"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
         (SMALL + "ppo: {watch: {kl_bound: 5}}", ["ppo.watch.kl_bound = 5 is below ppo.kl.target = 6"]),
+        (SMALL + "evaluate: {best_of: 1}", ["evaluate.best_of = 1", "at least 2, or 0"]),
         (SMALL + "ppo: {advantage: rloo, samples_per_prompt: 1}", ["ppo.advantage = rloo", "samples_per_prompt = 1"]),
         (SMALL + "ppo: {advantage: grpo, samples_per_prompt: 1}", ["ppo.advantage = grpo", "to at least 2"]),
         (

@@ -39,7 +39,7 @@ reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, hea
   centring: 0.01, length_penalty: 0.1, max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
   max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3, watch: {every: 1, prompts: 8}}
-evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200, side_by_side: 3}
+evaluate: {prompts: 12, best_of: 3, perplexity_answers: 20, resamples: 200, side_by_side: 3}
 compute: {device: cpu, threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
 """
 
@@ -106,6 +106,9 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
         assert {"longer_wins", "earlier_wins", "over_longer_low", "over_earlier_low"} <= summary[role].keys()
     assert {"reward_before", "reward_after", "kl", "win_rate", "win_rate_low", "win_rate_high"} <= summary["ppo"].keys()
     assert {"sft", "ppo", "difference", "low", "high"} == summary["gold"].keys()
+    assert summary["best_of"]["n"] == 3
+    assert summary["best_of"]["reward"] > summary["ppo"]["reward_before"]
+    assert {"gold", "gold_difference", "win_rate_low", "kl_bound"} <= summary["best_of"].keys()
     stages = {"data", "sft", "reward", "judge", "ppo", "evaluate"}
     assert summary["seconds"].keys() == stages | {"total"}
     assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"][stage] for stage in stages))
@@ -116,6 +119,23 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
         "judge/final/role.safetensors",
         "ppo/final/role.safetensors",
     }
+
+
+def test_a_rival_started_from_the_run_makes_only_what_differs(whole: Path) -> None:
+    folder = whole.parent.parent
+    words = ("--name", "rival", "--from", "small", "--ppo.clip", "0.1")
+    output = finish(stackllama(folder, "run", "small.yaml", *words))
+    assert "taken over from runs/small: data, sft, reward, judge" in output
+    ours, theirs = final_weights(folder / "runs/rival"), final_weights(whole)
+    assert {name for name in theirs if ours[name] != theirs[name]} == {"ppo/final/role.safetensors"}
+    numbers, before = (json.loads((run / "summary.json").read_text()) for run in (folder / "runs/rival", whole))
+    for section in ("data", "sft", "reward", "judge"):
+        assert numbers[section] == before[section]
+    assert numbers["ppo"]["reward_before"] == before["ppo"]["reward_before"]
+    assert numbers["best_of"] == before["best_of"]
+    compared = finish(stackllama(folder, "compare", "small", "rival", "--json"))
+    groups = json.loads(compared[: compared.rindex("}") + 1])["groups"]
+    assert [row["name"] for row in groups[0]["rows"]] == ["SFT", "best of 3", "small", "rival"]
 
 
 def test_the_same_command_again_changes_nothing(whole: Path) -> None:

@@ -37,6 +37,8 @@ DATA_COMMANDS = {
 
 TAKE_OVERRIDES = (("quickstart",), ("run",), ("plan",), *((stage,) for stage in STAGES), ("recipe", "show"))
 VALUED, FLAGS = ("name", "seed", "folder"), ("help", "allow-truncated")
+TAKE_FROM = ("quickstart", "run", "sft", "reward", "ppo", "dpo", "evaluate")
+"""Commands that may start from the stages of another run, by `--from`."""
 PLAN_VALUED = ("gpus", "memory")
 """Options of `plan` that are no keys of a recipe."""
 
@@ -83,7 +85,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"--{key} needs a value, as in --{key} VALUE or --{key}=VALUE")
             value = rest.pop(0)
-        if key in VALUED or (key in PLAN_VALUED and words[0] == "plan"):
+        if key in VALUED or key == "from" or (key in PLAN_VALUED and words[0] == "plan"):
             own.append(f"--{key}={value}")
         else:
             overrides[key.replace("-", "_")] = value
@@ -110,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.epilog = f"{data.epilog}\n\nbeside the stage:{others}"
     _plan_options(_add_recipe_command(commands, "plan", "predict the memory of each stage, and what to change"))
     _run_option(_add(commands, "report", "write runs/NAME/report.html"))
+    _compare_options(_add(commands, "compare", "put the policies of several runs side by side, also at equal KL"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
     _add(commands, "doctor", "look at this machine: versions, memory, disk, speed")
@@ -157,6 +160,10 @@ def _add_recipe_command(
     parser.add_argument("--name", metavar="NAME", help="the run's name (default: the recipe's)")
     parser.add_argument("--seed", metavar="N", help="the run's seed (default: the recipe's)")
     parser.add_argument("--folder", metavar="FOLDER", help="where runs are kept (default: runs)")
+    if parser.get_default("command") in TAKE_FROM:
+        parser.add_argument(
+            "--from", dest="source", metavar="RUN", help="start from the stages of another run that would be the same"
+        )
     parser.add_argument("--allow-truncated", action="store_true", help="use a dump that breaks off, up to its last row")
     return parser
 
@@ -195,6 +202,29 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart, or its name")
+
+
+def _nats(text: str) -> float:
+    """A converter for argparse: a KL in nats, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of nats above 0, such as 1.84")
+    return value
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, such as runs/quickstart, or its name")
+    parser.add_argument(
+        "--at",
+        type=_nats,
+        metavar="KL",
+        help="where to compare, in nats (default: the bound of best-of-n, else the smallest KL that a run ended at)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--page", metavar="FILE", help="write an HTML page, with figures, instead of tables")
 
 
 def _chat_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ from stackllama.model import nf4
 from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.objectives import advantages, kl, ppo, reward
+from stackllama.objectives import advantages, dpo, kl, ppo, reward
 from stackllama.objectives.base import Objective
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
 from stackllama.rollout import engine, vllm
@@ -439,6 +440,13 @@ def value_objective(recipe: Recipe) -> list[ppo.ValueObjective]:
 
 def _value_loss(recipe: Recipe) -> ppo.ValueLoss:
     return ppo.ValueLoss(recipe.ppo.value_clip, recipe.ppo.value_coefficient)
+
+
+def dpo_objective(recipe: Recipe) -> dpo.DPOObjective:
+    """The loss of pairs that the recipe asks for."""
+    section = recipe.dpo
+    smoothing = {"label_smoothing": section.label_smoothing} if section.label_smoothing else {}
+    return dpo.DPOObjective(partial(dpo.LOSSES[section.loss], beta=section.beta, **smoothing), beta=section.beta)
 
 
 def kl_controller(recipe: Recipe) -> kl.Controller:

@@ -79,7 +79,9 @@ def run(arguments: Arguments) -> None:
     from stackllama.run import open_run
 
     recipe = _load(arguments)
+    source = _source(arguments, recipe)
     with open_run(recipe) as opened:
+        _take_over(recipe, opened, source)
         from stackllama.stages import run_report  # seconds of imports, after all that can be wrong with the recipe
 
         for command in _stage_commands(recipe):
@@ -103,7 +105,9 @@ def stage(arguments: Arguments) -> None:
         raise RecipeError(
             f"a recipe on {recipe.data.source[0]} has no stage {command}; it has {', '.join(recipe.stages)}"
         )
+    source = _source(arguments, recipe)
     with open_run(recipe) as opened:
+        _take_over(recipe, opened, source)
         _run_stage(command, recipe, opened)
     if command != commands[-1]:
         say_next(commands[commands.index(command) + 1], opened.folder / "recipe.yaml")
@@ -123,6 +127,13 @@ def report(arguments: Arguments) -> None:
 
         run_report(recipe, opened)
     say_next("chat", folder)
+
+
+def compare(arguments: Arguments) -> None:
+    """`compare RUN...`: the policies of several runs side by side, as tables, `--json` or `--page FILE`."""
+    from stackllama.comparing import compare as beside
+
+    say_next("report", beside(arguments.options))
 
 
 def chat(arguments: Arguments) -> None:
@@ -219,6 +230,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "dpo": stage,
     "evaluate": stage,
     "report": report,
+    "compare": compare,
     "chat": chat,
     "score": score,
     **{f"data {name}": data for name in DATA_COMMANDS},
@@ -235,6 +247,22 @@ def _load(arguments: Arguments) -> Recipe:
     from stackllama.recipe_load import load_recipe
 
     return load_recipe(arguments.options.recipe, arguments.overrides)
+
+
+def _source(arguments: Arguments, recipe: Recipe) -> Path | None:
+    """The folder of the run that `--from` names."""
+    from stackllama.taking_over import find_source
+
+    run = getattr(arguments.options, "source", None)
+    return None if run is None else find_source(run, recipe)
+
+
+def _take_over(recipe: Recipe, opened: Run, source: Path | None) -> None:
+    """Take over what the run at `source` has finished and this one would do the same."""
+    from stackllama.taking_over import take_over
+
+    if source is not None:
+        say(take_over(recipe, opened, source))
 
 
 def _stage_functions() -> dict[str, Callable[[Recipe, Run], None]]:

@@ -25,11 +25,11 @@ from stackllama.model.memory import PARTS, Machine, Method, Moment, Shape
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.ppo import ValueObjective
 from stackllama.objectives.sft import SftObjective
-from stackllama.recipe import EMBEDDED_TEXT, Optimization, Recipe, is_size
+from stackllama.recipe import DPO, EMBEDDED_TEXT, Optimization, Recipe, Reward, is_size
 from stackllama.recipe_load import with_values
 from stackllama.rollout.engine import SLOTS
 from stackllama.tokens.batches import SftRow
-from stackllama.tokens.forest import Tree, plant, root_targets
+from stackllama.tokens.forest import Segment, Tree, plant, root_targets
 from stackllama.train.optim import make_optimizer
 
 SMALLER = ("smollm2-135m-instruct", "embedded")
@@ -188,7 +188,7 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     roles = [method(recipe.reward), method(recipe.reward), method(recipe.policy_section), *_live(recipe)]
-    sequences = min(SLOTS, recipe.evaluate.prompts)
+    sequences = min(SLOTS, recipe.evaluate.prompts * max(1, recipe.evaluate.best_of))
     new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
     prompt = recipe.ppo.max_prompt_tokens
     yield from _loading(recipe, shape, machine, first=False)

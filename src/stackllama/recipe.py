@@ -449,6 +449,14 @@ class Evaluate(Section):
     """What is measured after training, on the eval split."""
 
     prompts: int = Field(128, ge=2, description="Held-out questions answered by the SFT model and by the policy.")
+    best_of: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Answers of the SFT model to each question, of which the one with the highest training reward is "
+        "taken (best-of-n, Stiennon et al. 2020), as a third column beside SFT model and policy; 0: off, else at "
+        "least 2.",
+    )
     max_new_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens; none: as in `ppo`.")
     resamples: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval, as a fraction.")
@@ -587,6 +595,8 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield from _sampler_contradictions(recipe)
     if "dpo" in recipe.stages:
         yield from _dpo_contradictions(recipe.dpo)
+    if "evaluate" in recipe.stages and recipe.evaluate.best_of == 1:
+        yield "evaluate.best_of = 1 has nothing to choose from; make it at least 2, or 0 for none"
     yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
 

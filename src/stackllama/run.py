@@ -178,6 +178,14 @@ class Run:
         """What lineage.json holds: format, hash of the recipe, and the stages begun so far."""
         return _lineage(self.folder)
 
+    def note_taken(self, stage: str, record: Mapping[str, Any], *, source: str) -> None:
+        """Note in the lineage that a stage is another run's (`source`, its name); record: what complete.json says."""
+        lineage = self.lineage()
+        kept = {key: record[key] for key in ("inputs", "outputs", "environment")}
+        lineage["recipe"] = self._recipe_digest
+        lineage["stages"][stage] = {**kept, "from": source}
+        atomic_write_json(self.folder / "lineage.json", lineage)
+
     def close(self) -> None:
         """Let go of the folder. Where no stage has written anything, nothing that was made here is left behind.
 
@@ -191,7 +199,7 @@ class Run:
         self._lock = None
 
     def _marker(self, stage: str) -> dict[str, Any] | None:
-        return _marker(self.folder, stage)
+        return stage_record(self.folder, stage)
 
     def _made_from(self, stage: str) -> dict[str, str]:
         return {earlier: digest_json(self.outputs(earlier)) for earlier in needs(stage, self._policy)}
@@ -226,7 +234,7 @@ class Run:
                 self.folder.rmdir()
 
     def _has_begun(self, stage: str) -> bool:
-        return _has_begun(self.folder, stage)
+        return has_begun(self.folder, stage)
 
     def _make(self, folder: Path) -> None:
         try:
@@ -297,7 +305,7 @@ def stage_outputs(folder: Path, stage: str) -> dict[str, str]:
 
     Errors: RunError where the stage is not complete.
     """
-    marker = _marker(folder, stage)
+    marker = stage_record(folder, stage)
     if marker is None:
         raise _missing(folder, stage, needed_by=None)
     return dict(marker["outputs"])
@@ -349,7 +357,8 @@ def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
         )
 
 
-def _has_begun(folder: Path, stage: str) -> bool:
+def has_begun(folder: Path, stage: str) -> bool:
+    """Whether a stage of the run in `folder` has made anything."""
     path = folder / stage
     return path.is_dir() and any(item.name != _TIMING and not is_temporary(item) for item in path.iterdir())
 
@@ -361,7 +370,7 @@ def _is_bound(folder: Path, stage: str) -> bool:
     """
     if stage == "data":
         return any((folder / stage / name).exists() for name in ("manifest.json", "complete.json"))
-    return _has_begun(folder, stage)
+    return has_begun(folder, stage)
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
@@ -388,8 +397,11 @@ def _are_hashes(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
 
 
-def _marker(folder: Path, stage: str) -> dict[str, Any] | None:
-    """What a stage's complete.json holds, None where there is none. Errors: RunError for a broken one."""
+def stage_record(folder: Path, stage: str) -> dict[str, Any] | None:
+    """What the complete.json of a stage of the run in `folder` holds, None where there is none. For reading only.
+
+    Errors: RunError for a broken one.
+    """
     path = folder / stage / "complete.json"
     if not path.exists():
         return None
@@ -401,7 +413,7 @@ def _marker(folder: Path, stage: str) -> dict[str, Any] | None:
 
 def _missing(folder: Path, stage: str, *, needed_by: str | None) -> RunError:
     reason = f"{needed_by} needs {stage}, which" if needed_by else stage
-    state = "is not complete" if _has_begun(folder, stage) else "has not been run"
+    state = "is not complete" if has_begun(folder, stage) else "has not been run"
     first = shlex.join(["stackllama", COMMANDS[stage], str(folder / _RECIPE)])
     return RunError(f"{reason} {state} in {folder}; first type: {first}")
 

@@ -75,7 +75,7 @@ from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY, ExperienceSource
 from stackllama.rollout.preferences import PreferenceSource
 from stackllama.run import Run, available_threads
-from stackllama.summary import merge_summary
+from stackllama.summary import BestOfNumbers, merge_summary
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import PairedTree, reward_row, reward_source, sft_source
@@ -396,13 +396,15 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
             sampling,
             gold=synthetic.gold_score if recipe.data.source == (EMBEDDED,) else None,
             titles=recipe.data.titles,
+            best_of=recipe.evaluate.best_of,
             row_tokens=recipe.compute.row_tokens,
             side_by_side=recipe.evaluate.side_by_side,
             **resampling(recipe),
         )
         atomic_write_json(folder / "samples.json", result.samples)
         atomic_write_json(folder / "policy.json", result.policies)
-        merge_summary(run.folder, result.summary)
+        nothing = {"best_of": dict.fromkeys(BestOfNumbers.model_fields)}  # of an exam before this one
+        merge_summary(run.folder, nothing | result.summary)
         outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
 
 

@@ -6,7 +6,7 @@ interval whose coverage is `confidence`. The page `docs/summary.md` is written f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,37 @@ class GoldNumbers(Part):
     high: float | None = _number("Upper end of the difference.")
 
 
+class BestOfNumbers(Part):
+    """Best-of-n: of `n` answers of the SFT model the one that the training reward model scores highest, on the same
+    held-out prompts, against the SFT model's own answer.
+    """
+
+    n: int | None = _number("Answers that each one was chosen from.")
+    kl_bound: float | None = _number("Most that the KL from the SFT model can be: log n - (n - 1) / n, in nats.")
+    reward: float | None = _number("Mean score, by the training reward model.")
+    reward_difference_low: float | None = _number("Lower end of best-of-n - SFT, paired by question.")
+    reward_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    judge: float | None = _number("Mean score, by the judge.")
+    judge_difference_low: float | None = _number("Lower end of best-of-n - SFT.")
+    judge_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    win_rate: float | None = _number("Share of questions where the judge prefers best-of-n (ties count half).")
+    win_rate_low: float | None = _number("Lower end.")
+    win_rate_high: float | None = _number("Upper end.")
+    win_rate_training_reward: float | None = _number("The same by the training reward model, which chose.")
+    win_rate_training_reward_low: float | None = _number("Lower end.")
+    win_rate_training_reward_high: float | None = _number("Upper end.")
+    length: float | None = _number("Mean length, in tokens.")
+    length_difference_low: float | None = _number("Lower end of best-of-n - SFT.")
+    length_difference_high: float | None = _number("Upper end of best-of-n - SFT.")
+    eos_rate: float | None = _number("Share of answers that end by themselves.")
+    repetition: float | None = _number("Repetition (see the metrics glossary).")
+    distinct_2: float | None = _number("Distinct token pairs (see the metrics glossary).")
+    gold: float | None = _number("Mean gold score, where the community has one; for reports only.")
+    gold_difference: float | None = _number("best-of-n - SFT, paired by question.")
+    gold_low: float | None = _number("Lower end of the difference.")
+    gold_high: float | None = _number("Upper end of the difference.")
+
+
 class Seconds(Part):
     """Wall-clock time of each stage; `total` is their sum."""
 
@@ -148,6 +179,16 @@ class Seconds(Part):
     dpo: float | None = _number("DPO.")
     evaluate: float | None = _number("Evaluation.")
     total: float | None = _number("All of them.")
+
+
+_TRAINING = ("episodes_per_second", "steps", "alarms", "stopped_because", "chosen_step", "chosen_because")
+ADDED_BY: Mapping[str, str] = {
+    **{stage: stage for stage in ("data", "sft", "reward", "judge")},
+    **dict.fromkeys(("ppo", "gold", "best_of"), "evaluate"),
+    **{f"ppo.{key}": "ppo" for key in _TRAINING},
+    **{f"seconds.{stage}": stage for stage in ("data", "sft", "reward", "judge", "ppo", "evaluate")},
+}
+"""Section, or SECTION.KEY where stages share a section -> the stage that adds it."""
 
 
 class Summary(Part):
@@ -162,6 +203,7 @@ class Summary(Part):
     ppo: PPONumbers = PPONumbers()
     dpo: DPONumbers = DPONumbers()
     gold: GoldNumbers = GoldNumbers()
+    best_of: BestOfNumbers = BestOfNumbers()
     seconds: Seconds = Seconds()
 
 
@@ -187,6 +229,17 @@ def merge_summary(folder: Path, patch: Mapping[str, Any]) -> Summary:
     filled = summary.model_dump(exclude_none=True)
     atomic_write_json(path, {key: value for key, value in filled.items() if value != {}})
     return summary
+
+
+def numbers_of(summary: Summary, stages: Collection[str]) -> dict[str, Any]:
+    """What these stages have added to a summary, as a patch for `merge_summary`."""
+    values = summary.model_dump(exclude_none=True)
+    patch: dict[str, Any] = {"confidence": values["confidence"]} if "confidence" in values else {}
+    for section, numbers in values.items():
+        if isinstance(numbers, dict):
+            added = {key: ADDED_BY.get(f"{section}.{key}", ADDED_BY.get(section)) for key in numbers}
+            patch[section] = {key: value for key, value in numbers.items() if added[key] in stages}
+    return patch
 
 
 def summary_reference() -> str:

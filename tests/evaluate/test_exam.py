@@ -39,11 +39,19 @@ def make_trunk(*, moved: float) -> Trunk:
     return trunk
 
 
-def sit(trunk: Trunk, prompts: int = 6) -> Comparison:
+def sit(trunk: Trunk, prompts: int = 6, best_of: int = 0) -> Comparison:
     encoded = encode_prompts(TOKENIZER, QUESTIONS, titles=True, max_tokens=64).items[:prompts]
     how = Sampling(seed=3, max_new_tokens=12, eos_id=TOKENIZER.eos_id)
     return compare_policies(
-        trunk, TOKENIZER, QUESTIONS, encoded, how, gold=lambda question, answer: len(answer) / 100, seed=0, **SETTINGS
+        trunk,
+        TOKENIZER,
+        QUESTIONS,
+        encoded,
+        how,
+        gold=lambda question, answer: len(answer) / 100,
+        best_of=best_of,
+        seed=0,
+        **SETTINGS,
     )
 
 
@@ -76,6 +84,39 @@ def test_the_win_rate_is_the_judges_and_counts_wins_of_the_policy() -> None:
     for name, scorer in (("win_rate", "judge"), ("win_rate_training_reward", "reward")):
         pairs = [[answer[scorer] for answer in sample["answers"]] for sample in found.samples]
         assert found.summary["ppo"][name] == sum(after > before for before, after in pairs) / 4
+
+
+def test_best_of_n_stands_beside_the_others_and_changes_nothing_of_them() -> None:
+    trunk = make_trunk(moved=0.5)
+    without, found = sit(trunk), sit(trunk, best_of=16)
+    assert "best_of" not in without.summary
+    assert {name: found.policies[name] for name in ("sft", "ppo")} == without.policies
+    assert {name: found.summary[name] for name in ("ppo", "gold")} == without.summary
+    for sample, before in zip(found.samples, without.samples, strict=True):
+        *others, best = sample["answers"]
+        assert others == before["answers"]
+        assert best["role"] == "best_of"
+        assert best["gold"] == len(best["text"]) / 100
+    best_of = found.summary["best_of"]
+    # log 16 = 2.7726 and 15 / 16 = 0.9375
+    assert best_of["kl_bound"] == pytest.approx(1.8351, abs=1e-4)
+    assert best_of["n"] == 16
+    assert best_of["reward"] == found.policies["best_of"]["reward"] > found.policies["sft"]["reward"]  # type: ignore[operator]
+    assert best_of["reward_difference_low"] > 0
+    assert best_of["gold_difference"] == pytest.approx(best_of["gold"] - found.summary["gold"]["sft"])
+    pairs = [(sample["answers"][0], sample["answers"][2]) for sample in sit(trunk, 4, best_of=16).samples]
+    rate = sum(best["judge"] > sft["judge"] for sft, best in pairs) / 4
+    assert sit(trunk, 4, best_of=16).summary["best_of"]["win_rate"] == rate
+
+
+def test_gains_are_in_deviations_of_the_sft_models_scores() -> None:
+    found = sit(make_trunk(moved=0.5), prompts=4)
+    before, after = ([sample["answers"][at]["judge"] for sample in found.samples] for at in (0, 1))
+    mean = sum(before) / 4
+    deviation = (sum((score - mean) ** 2 for score in before) / 4) ** 0.5
+    assert found.policies["ppo"]["judge_gain"] == pytest.approx((sum(after) / 4 - mean) / deviation)
+    assert found.policies["ppo"].keys() >= {"reward_gain_low", "judge_gain_high", "gold_gain"}
+    assert "judge_gain" not in found.policies["sft"]
 
 
 def test_fewer_than_two_prompts_are_refused_with_what_to_change() -> None:

@@ -104,6 +104,30 @@ def test_whisker_dot_lies_inside_its_interval() -> None:
     assert (dot - low) / (high - low) == pytest.approx(1 / 3, abs=1e-4)
 
 
+def test_the_reference_line_stands_beside_whiskers_and_not_in_their_words() -> None:
+    rows = [Interval(f"A label of {name} that is long enough to pass over 0", 0.1, 0.0, 0.2) for name in "abc"]
+    root = ET.fromstring(whiskers("three", "Three", rows, reference=0.0, percent=True, signed=True))
+    dashed = [e for e in root.iter() if "stroke-dasharray" in str(e.get("style")) and "--muted" in str(e.get("style"))]
+    spans = [sorted(float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", str(e.get("d")))) for e in dashed]
+    heights = [float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", ET.tostring(root, encoding="unicode"))]
+    texts = [
+        float(str(e.get("y")))
+        for e in root.iter()
+        if e.tag.endswith("text") and "label" in "".join(e.itertext()) and e.get("y")
+    ]
+    assert len(spans) == 3
+    for baseline in texts or heights[:0]:  # a word's height above its baseline is about 7 units
+        assert not any(top < baseline - 1 and bottom > baseline - 7 for top, bottom in spans)
+    assert texts
+
+
+def test_what_a_rival_logs_is_drawn_where_it_was_logged() -> None:
+    log: Log = dict.fromkeys(("kl_loss", "reward_scale", "reward_clipped"), ((1.0, 0.1), (2.0, 0.2)))
+    assert [one.title for one in stage("ppo", log)] == ["KL loss", "Reward scale", "Cut rewards"]
+    assert not any(one.main for one in stage("ppo", log))
+    assert [one.title for one in stage("judge", {"length_slope": ((1.0, 0.1),)})] == ["Length slope"]
+
+
 def test_one_point_constant_and_empty_logs() -> None:
     assert len(stage("reward", {"loss": ((1.0, 0.7),), "accuracy": ()})) == 1
     assert len(stage("reward", {"accuracy": tuple((float(i), 1.0) for i in range(50))})) == 1

@@ -222,6 +222,26 @@ def words(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", " ", page))
 
 
+def test_best_of_n_has_its_column_its_wins_and_its_samples(tmp_path: Path) -> None:
+    best = {"n": 16, "kl_bound": 1.8351, "reward": 1.9, "judge": 0.8, "gold": 0.6, "gold_low": 0.2, "gold_high": 0.4}
+    best |= {"win_rate": 0.66, "win_rate_low": 0.6, "win_rate_high": 0.72}
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"best_of": best}), "utf-8")
+    (tmp_path / "evaluate").mkdir()
+    answers = [{"role": role, "text": f"said by {role}"} for role in ("sft", "ppo", "best_of")]
+    sample = [{"question": "What?", "url": "", "answers": answers}]
+    (tmp_path / "evaluate" / "samples.json").write_text(json.dumps(sample), "utf-8")
+    page = write_report(tmp_path).read_text("utf-8")
+    text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+    assert "measure SFT PPO difference best of 16 difference" in text
+    assert "KL from the SFT model, nats – 3.42 – at most 1.84 –" in text
+    assert "Gold (for reports only) 0.300 0.730 +0.430 +0.390 to +0.470 0.600 +0.300 +0.200 to +0.400" in text
+    assert "Its KL is at most 1.84 nats" in text
+    assert "Best of 16, judge 66.0% [60.0, 72.0]" in page
+    assert [page.index(f"said by {role}") for role in ("sft", "ppo", "best_of")]
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY), "utf-8")
+    assert "best of" not in write_report(tmp_path).read_text("utf-8").lower()
+
+
 def test_whole_run_is_told_in_order_verdict_first(run: Path) -> None:
     page = write_report(run).read_text("utf-8")
     headings = [

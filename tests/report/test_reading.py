@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stackllama.errors import RunError
-from stackllama.report.reading import number, read_events, read_log, read_run
+from stackllama.report.reading import number, policy_method, read_events, read_log, read_run
 
 
 def test_log_survives_kills(tmp_path: Path) -> None:
@@ -72,3 +72,22 @@ def test_a_summary_that_does_not_fit_its_schema_is_refused(tmp_path: Path, damag
     (tmp_path / "summary.json").write_text(json.dumps(summary | damaged), "utf-8")
     with pytest.raises(RunError, match=rf"summary.json: {next(iter(damaged))}.* does not fit"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ({}, "PPO"),
+        ({"ppo": {"advantage": "gae"}}, "PPO"),
+        ({"ppo": {"advantage": "rloo"}}, "RLOO"),
+        ({"ppo": {"advantage": "grpo"}}, "GRPO"),
+        ({"ppo": {"advantage": "reinforce"}}, "REINFORCE"),
+        ({"policy": "ppo", "ppo": {"advantage": "rloo"}}, "RLOO"),
+        ({"ppo": {"advantage": "best"}}, "rejection sampling"),
+        ({"policy": "dpo", "ppo": {"advantage": "gae"}}, "DPO"),
+        ({"policy": "dpo", "dpo": {"loss": "ipo"}}, "IPO"),
+        ({"policy": 3, "ppo": None}, "PPO"),
+    ],
+)
+def test_a_method_has_its_name_in_the_field(recipe: dict[str, Any], name: str) -> None:
+    assert policy_method(recipe) == name

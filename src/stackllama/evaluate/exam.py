@@ -1,4 +1,4 @@
-"""The policy's exam: SFT model and policy answer the same held-out questions; every difference comes with an interval.
+"""The policy's exam: SFT model, policy and best-of-n answer the same held-out questions; differences have intervals.
 
 Legend: S responses of a policy, one for each question.
 """
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from stackllama.data.posts import Question
 from stackllama.errors import DataError
+from stackllama.evaluate.best_of import answer_best_of, kl_bound
+from stackllama.evaluate.hacking import flat, standardised_gain
 from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition, tie_equal_answers
-from stackllama.evaluate.statistics import Interval, interval, paired_difference, wins
+from stackllama.evaluate.statistics import Resampling, interval, paired_difference, wins
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY
@@ -29,7 +31,10 @@ Gold = Callable[[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the exam found, as the files keep it: samples.json, policy.json and parts of summary.json."""
+    """What the exam found, as the files keep it: samples.json, policy.json and parts of summary.json.
+
+    Policies are named "sft", "ppo" (the policy, whatever trained it) and, where it was asked for, "best_of".
+    """
 
     samples: list[dict[str, Any]]
     policies: dict[str, dict[str, float | None]]
@@ -48,6 +53,14 @@ class _Sat:
     gold: Floats | None
 
 
+MEASURES: Mapping[str, Callable[[_Sat], Floats]] = {
+    "reward": lambda paper: paper.answered.reward,
+    "judge": lambda paper: paper.answered.judge,
+    "length": lambda paper: paper.length,
+}
+"""What is compared by its paired difference, beside gold."""
+
+
 def compare_policies(
     trunk: Trunk,
     tokenizer: Tokenizer,
@@ -57,6 +70,7 @@ def compare_policies(
     *,
     titles: bool,
     gold: Gold | None,
+    best_of: int,
     row_tokens: int,
     side_by_side: int,
     resamples: int,
@@ -66,7 +80,8 @@ def compare_policies(
     """Let the SFT model (the reference) and the policy answer each prompt once, with equal noise, and compare them.
 
     prompts: roots keyed by their question's place. gold: truth in [0, 1] of (question, answer), where a community has
-    it; it is reported and used for nothing else.
+    it; it is reported and used for nothing else. best_of: answers of the SFT model of which the one with the highest
+    reward sits the exam too; 0: none.
 
     Raises:
         DataError: for fewer than two prompts, which no interval can be made of.
@@ -77,28 +92,27 @@ def compare_policies(
             "ppo.max_prompt_tokens or data.splits.eval, or give more data"
         )
     shown = [question_text(questions[tree.key].title if titles else "", questions[tree.key].text) for tree in prompts]
-    sat: dict[str, _Sat] = {}
-    for name, role in (("sft", REFERENCE), ("ppo", POLICY)):
-        answered = answer_prompts(
-            trunk, role, prompts, sampling, reward_role="reward", judge_role="judge", row_tokens=row_tokens
-        )
-        if "sft" in sat:
-            answered = tie_equal_answers(answered, sat["sft"].answered)
-        sat[name] = _paper(answered, tokenizer, shown, gold)
-
-    def over(values_S: Floats) -> Interval:
-        return interval(values_S, resamples=resamples, confidence=confidence, seed=seed)
-
-    def change(get: Callable[[_Sat], Floats]) -> Interval:
-        after, before = get(sat["ppo"]), get(sat["sft"])
-        return paired_difference(after, before, resamples=resamples, confidence=confidence, seed=seed)
-
+    roles = {"reward_role": "reward", "judge_role": "judge"}
+    sft = answer_prompts(trunk, REFERENCE, prompts, sampling, **roles, row_tokens=row_tokens)
+    policy = answer_prompts(trunk, POLICY, prompts, sampling, **roles, row_tokens=row_tokens)
+    answered = {"sft": sft, "ppo": tie_equal_answers(policy, sft)}
+    if best_of:
+        best = answer_best_of(trunk, prompts, sampling, best_of, **roles, row_tokens=row_tokens)
+        answered["best_of"] = tie_equal_answers(best, sft)
+    sat = {name: _paper(one, tokenizer, shown, gold) for name, one in answered.items()}
+    how = Resampling(resamples=resamples, confidence=confidence, seed=seed)
+    summary = _against_sft(sat["ppo"], sat["sft"], how)
+    if best_of:
+        summary["best_of"] = _best_of_numbers(sat["best_of"], sat["sft"], best_of, how)
     return Comparison(
         samples=[
             _sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))
         ],
-        policies={name: _policy_numbers(paper) for name, paper in sat.items()},
-        summary=_summary(sat["sft"], sat["ppo"], over, change),
+        policies={
+            name: {**_policy_numbers(paper), **({} if name == "sft" else _gains(paper, sat["sft"], how))}
+            for name, paper in sat.items()
+        },
+        summary=summary,
     )
 
 
@@ -143,9 +157,8 @@ def _sample(question: Question, shown: str, sat: Mapping[str, _Sat], at: int) ->
     return {"question": shown, "url": question.attribution.url, "answers": answers}
 
 
-def _summary(
-    sft: _Sat, ppo: _Sat, over: Callable[[Floats], Interval], change: Callable[[Callable[[_Sat], Floats]], Interval]
-) -> dict[str, dict[str, float]]:
+def _against_sft(ppo: _Sat, sft: _Sat, how: Resampling) -> dict[str, dict[str, float]]:
+    """The sections `ppo` and `gold` of the summary."""
     numbers: dict[str, float] = {
         "prompts": len(ppo.texts),
         "eos_rate_before": float(sft.ended.mean()),
@@ -153,24 +166,51 @@ def _summary(
         "repetition_before": float(sft.repetition.mean()),
         "repetition_after": float(ppo.repetition.mean()),
     }
-    measures: dict[str, Callable[[_Sat], Floats]] = {
-        "reward": lambda paper: paper.answered.reward,
-        "judge": lambda paper: paper.answered.judge,
-        "length": lambda paper: paper.length,
-    }
-    for name, get in measures.items():
-        difference = change(get)
+    for name, get in MEASURES.items():
         numbers |= {f"{name}_before": float(get(sft).mean()), f"{name}_after": float(get(ppo).mean())}
-        numbers |= {f"{name}_difference_low": difference.low, f"{name}_difference_high": difference.high}
-    intervals = {
-        "kl": over(ppo.answered.kl),
-        "win_rate": over(wins(ppo.answered.judge, sft.answered.judge)),
-        "win_rate_training_reward": over(wins(ppo.answered.reward, sft.answered.reward)),
-    }
-    for name, found in intervals.items():
-        numbers |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    numbers |= _differences(ppo, sft, how) | flat("kl", interval(ppo.answered.kl, **how)) | _win_rates(ppo, sft, how)
     if sft.gold is None or ppo.gold is None:
         return {"ppo": numbers}
-    gold = change(lambda paper: paper.gold if paper.gold is not None else np.zeros(0))
+    gold = paired_difference(ppo.gold, sft.gold, **how)
     means = {"sft": float(sft.gold.mean()), "ppo": float(ppo.gold.mean())}
     return {"ppo": numbers, "gold": {**means, "difference": gold.mean, "low": gold.low, "high": gold.high}}
+
+
+def _best_of_numbers(best: _Sat, sft: _Sat, n: int, how: Resampling) -> dict[str, float]:
+    """The section `best_of` of the summary."""
+    means = {key: value for key, value in _policy_numbers(best).items() if value is not None and key != "kl"}
+    numbers = {"n": n, "kl_bound": kl_bound(n), **means, **_differences(best, sft, how), **_win_rates(best, sft, how)}
+    if best.gold is None or sft.gold is None:
+        return numbers
+    gold = paired_difference(best.gold, sft.gold, **how)
+    return numbers | {"gold_difference": gold.mean, "gold_low": gold.low, "gold_high": gold.high}
+
+
+def _differences(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, get in MEASURES.items():
+        found = paired_difference(get(paper), get(sft), **how)
+        numbers |= {f"{name}_difference_low": found.low, f"{name}_difference_high": found.high}
+    return numbers
+
+
+def _gains(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
+    """What a policy gains over the SFT model by each score, in standard deviations of the SFT model's scores."""
+    scores = {
+        "reward": (paper.answered.reward, sft.answered.reward),
+        "judge": (paper.answered.judge, sft.answered.judge),
+    }
+    if paper.gold is not None and sft.gold is not None:
+        scores["gold"] = (paper.gold, sft.gold)
+    numbers: dict[str, float] = {}
+    for name, (mine_S, theirs_S) in scores.items():
+        numbers |= flat(f"{name}_gain", interval(standardised_gain(mine_S, theirs_S), **how))
+    return numbers
+
+
+def _win_rates(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
+    mine, theirs = paper.answered, sft.answered
+    return {
+        **flat("win_rate", interval(wins(mine.judge, theirs.judge), **how)),
+        **flat("win_rate_training_reward", interval(wins(mine.reward, theirs.reward), **how)),
+    }

@@ -96,12 +96,18 @@ def answer_prompts(
     """
     with trunk.use(role) as policy:
         responses = sample(policy, [Request(at, tree.root) for at, tree in enumerate(prompts)], sampling)
-    trees = [Tree(tree.root, (one.tokens,), at) for at, (tree, one) in enumerate(zip(prompts, responses, strict=True))]
+    trees = answer_trees(prompts, responses)
     reward, judge = (
         response_scores(trunk, scorer, trees, eos_id=sampling.eos_id, row_tokens=row_tokens).double().numpy()
         for scorer in (reward_role, judge_role)
     )
-    return Answered(tuple(responses), reward, judge, *_read_back(trunk, role, trees, row_tokens=row_tokens))
+    return Answered(tuple(responses), reward, judge, *read_back(trunk, role, trees, row_tokens=row_tokens))
+
+
+def answer_trees(prompts: Sequence[Tree], responses: Sequence[Response]) -> list[Tree]:
+    """Each prompt with its response, keyed by its place."""
+    pairs = zip(prompts, responses, strict=True)
+    return [Tree(tree.root, (one.tokens,), at) for at, (tree, one) in enumerate(pairs)]
 
 
 def tie_equal_answers(answered: Answered, other: Answered) -> Answered:
@@ -117,7 +123,7 @@ def tie_equal_answers(answered: Answered, other: Answered) -> Answered:
     )
 
 
-def _read_back(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> tuple[Floats, Floats]:
+def read_back(trunk: Trunk, role: str, trees: Sequence[Tree], *, row_tokens: int) -> tuple[Floats, Floats]:
     """KL of each tree's one response, and its negative log-likelihood under the reference (S,), in nats, in the order
     of the trees. The reference's KL from itself is 0.
     """

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from stackllama.data.store.census import Bin
-from stackllama.report.figures import HEIGHT, INKS, MINUS, ROUND, STYLE, WIDTH, as_svg
+from stackllama.report.figures import HEIGHT, INKS, STYLE, WIDTH, as_svg
+from stackllama.report.ticks import MINUS, ROUND
 
 MOST_LABELS = 9
 

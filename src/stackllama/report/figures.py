@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from stackllama.report.ticks import MINUS, label_ticks
 
 Points = tuple[tuple[float, float], ...]
 """(step, value) in rising order of steps."""
@@ -41,13 +42,8 @@ INKS = {
 WIDTH, HEIGHT = 4.7, 2.5
 """Inches of a curve; 72 SVG units each."""
 
-MINUS = "\N{MINUS SIGN}"
-
 POINTS = 400
 """A curve has at most this many points: longer logs are averaged in equal runs of steps, so a page stays small."""
-
-ROUND = [1, 2, 5, 10]
-"""Ticks stand at these multiples of powers of ten: they read faster than 8s and 16s."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -124,6 +120,7 @@ _PREFERENCE = (
     _one("loss", "Loss", "negative log-likelihood of the crowd's preference; a coin flip is 0.69"),
     _one("accuracy", "Accuracy", "share of the step's training pairs ranked as the crowd did", percent=True),
     _one("margin", "Margin", "score of the better answer minus that of the worse one", main=False),
+    _one("length_slope", "Length slope", "what the score of an answer e times as long is higher", main=False),
     _GRADIENT,
     _RATE,
 )
@@ -171,6 +168,7 @@ PLOTS: Mapping[str, tuple[Plot, ...]] = {
         _one("clip_fraction", "Clip fraction", "share of tokens whose ratio was clipped", percent=True),
         _one("kl_coefficient", "KL coefficient", "price of one nat in the reward"),
         _one("policy_loss", "Policy loss", "clipped surrogate, mean over tokens", main=False),
+        _one("kl_loss", "KL loss", "the KL term of the loss before its price, in nats a token", main=False),
         _one("value_loss", "Value loss", "half the squared error of the value head, clipped", main=False),
         _one(
             "explained_variance",
@@ -179,6 +177,8 @@ PLOTS: Mapping[str, tuple[Plot, ...]] = {
             main=False,
         ),
         _one("approximate_kl", "Update size", "half the squared log-ratio of new to old policy, a token", main=False),
+        _one("reward_scale", "Reward scale", "deviation of all scores so far, which scores are divided by", main=False),
+        _one("reward_clipped", "Cut rewards", "share of answers whose score was cut", percent=True, main=False),
         _one(
             "sampler_difference",
             "Sampler difference",
@@ -218,13 +218,12 @@ def curves(prefix: str, plot: Plot, log: Log, target: tuple[str, float] | None =
         if len(plot.metrics) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0, fontsize=9.5)
         axes.set_xlabel("step", loc="right")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
         axes.margins(x=0.02, y=0.08)
         if plot.percent:
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.02), min(high, 1.02))
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        label_ticks(axes, "x", 5, integer=True)
+        label_ticks(axes, "y", 4, percent=plot.percent)
         return as_svg(figure, f"{prefix}-{plot.name}", _in_words(plot, log))
 
 
@@ -243,16 +242,15 @@ def whiskers(
         axes = figure.add_subplot()
         for row, interval in enumerate(intervals):
             _whisker(axes, -row, interval, percent=percent, signed=signed)
-        if reference is not None:
-            axes.axvline(reference, color=INKS["muted"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            if reference is not None:  # beside the row's whisker alone: through its words it would cross them out
+                ends = [-row - 0.36, -row + 0.16]
+                axes.plot([reference] * 2, ends, color=INKS["muted"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         axes.set_ylim(-len(intervals) + 0.4, 0.75)
         axes.set_yticks([])
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         axes.margins(x=0.08)
-        if percent:
-            axes.xaxis.set_major_formatter(FuncFormatter(_points if signed else _percent))
+        label_ticks(axes, "x", 5, percent=percent and not signed, points=percent and signed)
         words = "; ".join(_interval_text(i, percent=percent, signed=signed, label=True) for i in intervals)
         return as_svg(figure, name, f"{title}: {words}")
 
@@ -334,14 +332,6 @@ def _interval_text(interval: Interval, *, percent: bool, signed: bool, label: bo
     elif interval.low is not None:
         text += f" [from {one(interval.low)}]"
     return f"{interval.label} {text}" if label else text
-
-
-def _percent(value: float, _: int | None = None) -> str:
-    return f"{value * 100:.3g}%".replace("-", MINUS)
-
-
-def _points(value: float, _: int | None = None) -> str:
-    return f"{value * 100:+.3g}".replace("-", MINUS).replace("+0", "0") if value else "0"
 
 
 def _full_caption(plot: Plot, log: Log) -> str:

@@ -36,7 +36,7 @@ POLICY_ROWS = (
     ("distinct_2", "Distinct token pairs", 3),
     ("gold", "Gold (for reports only)", 3),
 )
-"""(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against policy."""
+"""(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against the others."""
 
 DATA_COUNTS = ("rows", "questions", "answers", "pairs", "orphans")
 
@@ -57,7 +57,8 @@ def write_report(run_folder: Path, *, defaults: Mapping[str, Any] | None = None)
 def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
     target, judge, method = kl_target(run), number(run.summary, "judge", "accuracy"), policy_method(run.recipe)
-    samples, level = _samples(run.samples, method), coverage(run)
+    roles, level = _roles(run.summary, method), coverage(run)
+    samples = _samples(run.samples, roles)
     guard, unseen_events = events.rows(run.events)
     drawn = {
         stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
@@ -85,9 +86,12 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         accuracy=_accuracy_plot(run.summary),
         advantage=_advantage_plot(run.summary),
         judge_accuracy=show(judge, None) if judge is not None else None,
-        win_rate=_win_plot(run.summary, method),
-        policy_rows=_policy_rows(run),
+        win_rate=_win_plot(run.summary, roles[1:]),
+        policies=[label for role, label in roles if role != "sft"],
+        policy_rows=_policy_rows(run, [role for role, _ in roles[1:]]),
         remarks=_remarks(run),
+        best_of=show(number(run.summary, "best_of", "n"), 0) if number(run.summary, "best_of", "n") else None,
+        best_of_kl=show(number(run.summary, "best_of", "kl_bound")),
         samples=samples,
         unseen=len(run.samples) - len(samples),
         settings=_settings(run.recipe, defaults),
@@ -215,16 +219,23 @@ def _advantage_plot(summary: Mapping[str, Any]) -> str | None:
     return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
 
 
-def _win_plot(summary: Mapping[str, Any], method: str) -> str | None:
+def _roles(summary: Mapping[str, Any], method: str) -> list[tuple[str, str]]:
+    """(role in evaluate/*.json, label) of all that answered."""
+    n = number(summary, "best_of", "n")
+    return [("sft", "SFT"), ("ppo", method), *([("best_of", f"best of {n:.0f}")] if n else [])]
+
+
+def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> str | None:
     rows = []
-    for key, label, ink in (
-        ("win_rate", "Judge", "accent"),
-        ("win_rate_training_reward", "Training reward model", "second"),
-    ):
-        value, low, high = (number(summary, "ppo", f"{key}{end}") for end in ("", "_low", "_high"))
-        if value is not None:
-            rows.append(Interval(label, value, low, high, ink))
-    return figures.whiskers("win-rate", f"Win rate of {method}", rows, reference=0.5, percent=True) if rows else None
+    for role, label in roles:
+        for key, scorer, ink in (
+            ("win_rate", "judge", "accent"),
+            ("win_rate_training_reward", "training reward model", "second"),
+        ):
+            value, low, high = (number(summary, role, f"{key}{end}") for end in ("", "_low", "_high"))
+            if value is not None:
+                rows.append(Interval(f"{label[0].upper()}{label[1:]}, {scorer}", value, low, high, ink))
+    return figures.whiskers("win-rate", "Win rate over SFT", rows, reference=0.5, percent=True) if rows else None
 
 
 def _policy_value(run: Run, role: str, key: str) -> float | None:
@@ -232,6 +243,8 @@ def _policy_value(run: Run, role: str, key: str) -> float | None:
     value = number(run.policy, role, key)
     if value is not None:
         return value
+    if role == "best_of":
+        return number(run.summary, role, "kl_bound" if key == "kl" else key)
     if key == "gold":
         return number(run.summary, "gold", role)
     if key == "kl":
@@ -239,26 +252,37 @@ def _policy_value(run: Run, role: str, key: str) -> float | None:
     return number(run.summary, "ppo", f"{key}_{'before' if role == 'sft' else 'after'}")
 
 
-def _policy_interval(run: Run, key: str) -> tuple[float | None, float | None]:
-    """Ends of the interval of policy - SFT; the KL's own serves as well, since SFT's KL from itself is 0."""
-    where = {"gold": ("gold", ""), "kl": ("ppo", "kl_")}.get(key, ("ppo", f"{key}_difference_"))
-    return number(run.summary, where[0], f"{where[1]}low"), number(run.summary, where[0], f"{where[1]}high")
+def _policy_interval(run: Run, role: str, key: str) -> tuple[float | None, float | None]:
+    """Ends of the interval of a policy - SFT; the KL's own serves as well, since SFT's KL from itself is 0."""
+    special = {
+        ("ppo", "gold"): ("gold", ""),
+        ("ppo", "kl"): ("ppo", "kl_"),
+        ("best_of", "gold"): ("best_of", "gold_"),
+    }
+    section, prefix = special.get((role, key), (role, f"{key}_difference_"))
+    return number(run.summary, section, f"{prefix}low"), number(run.summary, section, f"{prefix}high")
 
 
-def _policy_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
-    """(label, SFT, policy, difference, its interval) for each measure that is known."""
+def _policy_rows(run: Run, others: Sequence[str]) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(label, SFT, (value, difference, its interval) of each other policy) for each measure that is known."""
     rows = []
     for key, label, digits in POLICY_ROWS:
-        sft, ppo = (_policy_value(run, role, key) for role in ("sft", "ppo"))
-        if sft is None and ppo is None:
-            continue
-        low, high = _policy_interval(run, key)
-        change = None if sft is None or ppo is None else ppo - sft
-        difference = DASH if change is None else show(change, digits, signed=True)
-        if digits is None and change is not None:
-            difference = f"{show(change * 100, 1, signed=True)} points"
-        rows.append((label, show(sft, digits), show(ppo, digits), difference, span(low, high, digits, signed=True)))
+        sft = _policy_value(run, "sft", key)
+        cells = [_policy_cell(run, role, key, digits, sft) for role in others]
+        if sft is not None or any(cell[0] != DASH for cell in cells):
+            rows.append((label, show(sft, digits), cells))
     return rows
+
+
+def _policy_cell(run: Run, role: str, key: str, digits: int | None, sft: float | None) -> tuple[str, str, str]:
+    value = _policy_value(run, role, key)
+    if role == "best_of" and key == "kl":
+        return f"at most {show(value, digits)}", DASH, ""
+    change = None if sft is None or value is None else value - sft
+    difference = DASH if change is None else show(change, digits, signed=True)
+    if digits is None and change is not None:
+        difference = f"{show(change * 100, 1, signed=True)} points"
+    return show(value, digits), difference, span(*_policy_interval(run, role, key), digits, signed=True)
 
 
 def _remarks(run: Run) -> list[str]:
@@ -287,14 +311,14 @@ def _text(value: Any) -> str:
     return f"{text}\n[… {cut:,} more characters are not shown]" if cut else text
 
 
-def _sample(sample: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """One question with SFT's and the policy's answer; a link is made of `url` only where it is plain http or https."""
+def _sample(sample: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """One question with the answer of each; a link is made of `url` only where it is plain http or https."""
     url = sample.get("url")
     url = url if isinstance(url, str) else ""
     given = sample.get("answers")
     by_role = {a.get("role"): a for a in given if isinstance(a, Mapping)} if isinstance(given, list) else {}
     answers = []
-    for role, label in (("sft", "SFT"), ("ppo", method)):
+    for role, label in roles:
         if role in by_role:
             answer = by_role[role]
             scores = [
@@ -309,10 +333,10 @@ def _sample(sample: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {"question": _text(sample.get("question")), "url": url, "link": is_web(url), "answers": answers}
 
 
-def _samples(given: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
+def _samples(given: Sequence[Mapping[str, Any]], roles: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
     room = PAGE_LIMIT
-    for sample in (_sample(one, method) for one in given):
+    for sample in (_sample(one, roles) for one in given):
         room -= len(sample["question"]) + sum(len(answer["text"]) for answer in sample["answers"])
         if room < 0 and shown:
             break

@@ -136,17 +136,29 @@ def number(tree: Any, *keys: str) -> float | None:
     return float(tree)
 
 
+_ADVANTAGES = {
+    "gae": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "reinforce": "REINFORCE",
+    "best": "rejection sampling",
+}
 METHODS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
-    "ppo": ("advantage", "PPO", {"gae": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE"}),
+    "ppo": ("advantage", "PPO", _ADVANTAGES),
     "dpo": ("loss", "DPO", {"dpo": "DPO", "ipo": "IPO"}),
 }
 """Stage that makes the policy -> the key of its section that tells the method, the method without it, the others."""
 
 
+def policy_stage(recipe: Mapping[str, Any]) -> str:
+    """The stage that makes the policy; `ppo` where nothing is said."""
+    stage = recipe.get("policy")
+    return stage if isinstance(stage, str) and stage in METHODS else "ppo"
+
+
 def policy_method(recipe: Mapping[str, Any]) -> str:
     """What readers call the method that made the policy, such as `PPO`, `RLOO` or `DPO`; PPO where nothing is said."""
-    stage = recipe.get("policy")
-    stage = stage if isinstance(stage, str) and stage in METHODS else "ppo"
+    stage = policy_stage(recipe)
     section, (key, usual, names) = recipe.get(stage), METHODS[stage]
     told = section.get(key) if isinstance(section, Mapping) else None
     return names.get(told, usual) if isinstance(told, str) else usual

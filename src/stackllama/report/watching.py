@@ -12,10 +12,11 @@ from typing import Any
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from stackllama.report.figures import HEIGHT, INKS, MINUS, ROUND, STYLE, WIDTH, Drawn, Log, as_svg
+from stackllama.report.figures import HEIGHT, INKS, STYLE, WIDTH, Drawn, Log, as_svg
+from stackllama.report.frontier import Line, curve, draw
 from stackllama.report.reading import number
+from stackllama.report.ticks import MINUS, label_ticks
 
 SCORERS = (
     ("reward_gain", "training reward", "second", (0, (5, 2))),
@@ -83,36 +84,13 @@ def words(summary: Mapping[str, Any]) -> list[str]:
 
 def frontier(log: Log, *, bound: float | None, chosen: float | None) -> Drawn:
     """Gains by each scorer over the KL that they cost, joined in the order of steps; Gao et al. 2023 draw the same."""
-    kl = dict(log["kl"])
-    if bound is not None and bound > 1.5 * max(kl.values()):  # a bound far away would squeeze the curves
+    if bound is not None and bound > 1.5 * max(nats for _, nats in log["kl"]):  # far away it would squeeze the curves
         bound = None
     lines = [
-        (label, ink, dashes, [(step, kl[step], gain) for step, gain in log.get(metric, ()) if step in kl])
+        Line(label, ink, dashes, "o", curve(log, metric), ringed=curve(log, metric, only=chosen))
         for metric, label, ink, dashes in SCORERS
     ]
-    with matplotlib.style.context(STYLE, after_reset=True):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        axes = figure.add_subplot()
-        for label, ink, dashes, points in lines:
-            if points:
-                at, gains = [x for _, x, _ in points], [y for _, _, y in points]
-                axes.plot(at, gains, color=INKS[ink], linestyle=dashes, marker="o", markersize=4, label=label)
-                ringed = [(x, y) for step, x, y in points if step == chosen]
-                for x, y in ringed:
-                    axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INKS[ink])
-        if bound is not None:
-            axes.axvline(bound, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0, fontsize=9.5)
-        axes.set_xlabel("KL from the SFT model, nats", loc="right")
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
-        axes.margins(x=0.04, y=0.12)
-        spoken = "; ".join(
-            f"{label}: " + ", ".join(f"{gain:+.2f} at {x:.2f} nats" for _, x, gain in points)
-            for label, _, _, points in lines
-            if points
-        )
-        svg = as_svg(figure, "watch-frontier", f"Reward over KL. {spoken}".replace("-", MINUS))
+    svg = draw("watch-frontier", "Reward over KL", [line for line in lines if line.points], bound=bound)
     limit = f"; dashed upright: the bound of {bound:g} nats" if bound is not None else ""
     ring = "; ringed: the weights that were left" if chosen is not None else ""
     caption = (
@@ -136,11 +114,9 @@ def _over_steps(measure: Measure, log: Log, limit: float | None) -> Drawn:
         for value in _limits(measure, limit):
             _mark(axes, value, points)
         axes.set_xlabel("step", loc="right")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
         axes.margins(x=0.02, y=0.08)
-        if measure.percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(_points))
+        label_ticks(axes, "x", 5, integer=True)
+        label_ticks(axes, "y", 4, points=measure.percent)
         spoken = ", ".join(f"{value:.3g} at step {step:g}" for step, value in points)
         svg = as_svg(figure, f"watch-{measure.metric}", f"{measure.title} over steps: {spoken}".replace("-", MINUS))
     told = "" if limit is None else f" Alarm where the whole band is beyond {_limit_words(measure, limit)}."
@@ -165,10 +141,6 @@ def _mark(axes: Axes, value: float, points: Sequence[tuple[float, float]]) -> No
     reach = max(max(values) - min(values), 0.25 * abs(value))
     if min(values) - reach <= value <= max(values) + reach:
         axes.axhline(value, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
-
-
-def _points(value: float, _: int | None = None) -> str:
-    return f"{100 * value:.3g}".replace("-", MINUS)
 
 
 def _bound(recipe: Mapping[str, Any]) -> float | None:
