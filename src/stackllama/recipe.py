@@ -387,7 +387,7 @@ class PPO(Optimization):
     value: Literal["shared", "own"] = Field(
         "shared",
         description="What says the values: a head on the policy's own adapter (shared), or an adapter, or copy, of its "
-        "own that starts as the reward model (own), for twice the optimizer's memory and time.",
+        "own that starts as the reward model (own), at the price of its optimizer's memory and one more pass a step.",
     )
     value_warmup: int = Field(
         0, ge=0, description="Batches at the start from which the value alone learns, while the policy does not move."

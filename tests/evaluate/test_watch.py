@@ -460,6 +460,8 @@ def test_a_value_of_its_own_learns_in_the_same_steps_and_resumes_to_the_same_bit
     assert {name for name in after if not torch.equal(after[name], before[name])} == set(after)
     lines = read_log(tmp_path / "whole" / "metrics.jsonl")
     assert {"policy_loss", "value_loss", "value_clip_fraction", "explained_variance"} <= lines[0].keys()
+    assert [line["gradient_norm"] == 0.0 for line in lines] == [at < 4 * warmup for at in range(12)]  # 4 steps a round
+    assert all(line["value_gradient_norm"] > 0 for line in lines)
     half = tmp_path / "half"
     with pytest.raises(StopHereError):
         make_loop(half, watched=True, own_value=True, value_warmup=warmup, stop_at=8).run()

@@ -105,12 +105,13 @@ class Loop(Generic[RowT]):
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.enter(batch.phase)
         sums = self._backward(batch)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         bound = self.guard.clip_bound(self.settings.clip_norm)
-        norm_of_gradients = clip_gradients(parameters, bound)
+        norms_of_gradients = self._clip(bound)
         self.source.prepare()
-        norm, *totals = _read(norm_of_gradients, *sums.values())
+        norm, *found = _read(*norms_of_gradients, *sums.values())
+        others, totals = found[: len(self.beside)], found[len(self.beside) :]
         loss, metrics = self._means(batch, dict(zip(sums, totals, strict=True)))
+        metrics |= {f"{each.role}_gradient_norm": one for each, one in zip(self.beside, others, strict=True)}
         judged = self.guard.judge(
             self.step,
             loss=loss,
@@ -129,6 +130,21 @@ class Loop(Generic[RowT]):
                 f"{self._refused} steps in a row were refused, the last because {judged.refusal}; {self._advice()}"
             )
         return StepResult(self.step, loss, metrics, norm, judged.refusal, rewound), judged
+
+    def _clip(self, bound: float) -> list[Tensor]:
+        """Clip the gradient of each role by itself, that of the first at ``bound``; gives their norms from before."""
+        named = [
+            (name, parameter)
+            for group in self.optimizer.param_groups
+            for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        ]
+        marks = [f"{each.role}/" for each in self.beside]
+        own = [parameter for name, parameter in named if not name.startswith(tuple(marks))]
+        norms = [clip_gradients(own, bound)]
+        for mark in marks:
+            theirs = [parameter for name, parameter in named if name.startswith(mark)]
+            norms.append(clip_gradients(theirs, self.settings.clip_norm))
+        return [norm.to(self.trunk.device) for norm in norms]  # without any gradient it is on the CPU
 
     @property
     def _objectives(self) -> tuple[Objective[RowT], ...]:
