@@ -67,7 +67,7 @@ def test_the_page_shows_what_happened_and_nothing_where_nothing_did(tmp_path: Pa
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "ppo 81 gradient norm 61.2 usually 0.613, limit 1.5 skipped" in text
     assert 'href="#guard"' in page
-    assert page.index('id="ppo"') < page.index('id="guard"') < page.index('id="evaluation"')
+    assert page.index('id="policy"') < page.index('id="guard"') < page.index('id="evaluation"')
     clean = page_of(tmp_path, {"step": 1, "loss": 0.5})
     assert "guard" not in clean.split("</style>")[1]
 
