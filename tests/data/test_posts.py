@@ -120,7 +120,7 @@ ROWS = [
 ]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(ROWS), st.booleans())
 def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, order: list[dict[str, str]], users_first: bool) -> None:
     expected = read_questions(site(tmp_path / "s", ROWS, USERS), site="s")

@@ -126,7 +126,7 @@ def test_nothing_of_a_stranger_becomes_markup(text: str) -> None:
     check_harmless(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(

@@ -74,7 +74,7 @@ def test_an_answer_comes_back(any_tokenizer: Tokenizer, answer: str) -> None:
 @given(st.text(), st.text())
 @example("\nan indented\n\n    block\n", " ")
 @example("", "\x1c")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_byte_level_branches_are_whole_and_invertible(question: str, answer: str) -> None:
     branch = encode_branch(BYTE_LEVEL, answer)
     assert decode_answer(BYTE_LEVEL, branch) == answer.strip()

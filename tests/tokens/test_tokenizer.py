@@ -28,7 +28,7 @@ def test_control_text_in_a_post_never_becomes_a_control_id(any_tokenizer: Tokeni
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_byte_level_gives_every_text_back_and_no_control_id(text: str) -> None:
     ids = BYTE_LEVEL.encode(text)
     assert BYTE_LEVEL.decode(ids) == text

@@ -23,6 +23,9 @@ from stackllama.train.optim import make_optimizer
 from tests.rollout.test_experience import make_source, make_trunk
 from tests.train.toy import FAULTS, SHORT, USUAL, held_out, make_toy, state_of
 
+# Every test here starts from the same trainings, which one process makes once.
+pytestmark = pytest.mark.xdist_group("faults")
+
 FAULTY = 81
 """The step that goes wrong."""
 

@@ -57,7 +57,7 @@ def test_an_archive_is_cut_where_a_file_is(tmp_path: Path, size: int) -> None:
     assert [read(one) for one in of_file] == [read(one) for one in of_archive]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([b"<row ", b"<row", b"<", b"x" * 50, b"<rowing ", b"\n"]), max_size=40),
     st.integers(1, 200),

@@ -75,7 +75,7 @@ def pair_texts(one: Question) -> set[tuple[str, str]]:
     return {(one.answers[pair.better].text, one.answers[pair.worse].text) for pair in one.pairs}
 
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick

@@ -241,7 +241,7 @@ answer_keys = st.sampled_from(["answer_id", "author", "author_id", "author_profi
 anything = values | st.lists(st.dictionaries(answer_keys, values, max_size=7), max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.dictionaries(st.sampled_from(keys), anything, max_size=10), max_size=4))
 def test_no_row_breaks_the_reader(rows: list[dict[str, Any]]) -> None:
     for form in READERS:

@@ -200,7 +200,7 @@ def text_of(alphabet: str) -> st.SearchStrategy[str]:
 CODE = text_of("`<>&\"'\n\t $*_\\#|-")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CODE, st.sampled_from(["", "<p>before</p>", "<ul><li>before</li></ul>"]))
 def test_code_blocks_survive_byte_for_byte(code: str, before: str) -> None:
     markdown = to_markdown(f"{before}<pre><code>{escape(code)}\n</code></pre><p>after</p>")
@@ -209,7 +209,7 @@ def test_code_blocks_survive_byte_for_byte(code: str, before: str) -> None:
     assert match[2] == code
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CODE)
 def test_code_blocks_in_quotes_and_lists_survive_their_prefix(code: str) -> None:
     quote = to_markdown(f"<blockquote><pre><code>{escape(code)}\n</code></pre></blockquote>").split("\n")
@@ -220,7 +220,7 @@ def test_code_blocks_in_quotes_and_lists_survive_their_prefix(code: str) -> None
     assert [line.removeprefix("   ") for line in item][3:-1] == code.split("\n")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CODE.filter(bool))
 def test_inline_code_survives_byte_for_byte(code: str) -> None:
     markdown = to_markdown(f"<p>x <code>{escape(code)}</code> y</p>")
@@ -310,14 +310,14 @@ def post(draw: st.DrawFn, depth: int = 3) -> str:
     return "\n".join(blocks)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(TEXT, TEXT)
 def test_rendering_again_gives_the_text(text: str, more: str) -> None:
     for html in (f"<p>{escape(text)}</p>", f"<p>{escape(text)}<b>{escape(more)}</b></p>"):
         assert seen_again(html) == shown(html)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(post())
 def test_rendering_again_gives_the_post(html: str) -> None:
     assert seen_again(html) == shown(html)
@@ -336,7 +336,7 @@ ENDLESS = f"&#{'9' * 5000};"  # Python reads no number of more than 4300 digits
 SOUP += [ENDLESS, ENDLESS.removesuffix(";"), f"&#x{'9' * 5000};", f"<a href='{ENDLESS}'>"]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(SOUP), max_size=25))
 def test_any_soup_gives_an_output_and_keeps_its_words(pieces: list[str]) -> None:
     html = "".join(pieces)

@@ -9,7 +9,7 @@ import base64
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stackllama.data.text.cleaning import Cleaning
@@ -184,7 +184,6 @@ def test_a_post_with_a_secret_is_dropped_where_that_is_asked_for() -> None:
 SNIPPETS = [before + secret + after for _, before, secret, after in SECRETS]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*SNIPPETS, *SNIPPETS, " ", "\n", "-", "_", "=", "'", ":", "/", "@", "a1", PLACEHOLDER]))
 )
