@@ -21,8 +21,12 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "reward": {"reward": {"accuracy": 0.75}},
     "judge": {"judge": {"accuracy": 0.5}},
     "ppo": {"ppo": {"steps": 7, "chosen_because": "the judge likes it"}},
+    "dpo": {"dpo": {"steps": 5}},
     "evaluate": {"ppo": {"win_rate": 0.625}, "gold": {"sft": 0.25}},
 }
+
+
+JOURNEY = ("data", "sft", "reward", "judge", "ppo", "evaluate")
 
 
 def recipe(folder: Path, name: str, **changed: Any) -> Recipe:
@@ -41,8 +45,8 @@ def complete(run: Run, stage: str, digest: str = "1") -> None:
     run.finish(stage, outputs={"final": digest})
 
 
-def finished(folder: Path, *stages: str) -> Path:
-    with open_run(recipe(folder, "old")) as run:
+def finished(folder: Path, *stages: str, **changed: Any) -> Path:
+    with open_run(recipe(folder, "old", **changed)) as run:
         for stage in stages:
             complete(run, stage)
     return run.folder
@@ -58,19 +62,19 @@ def files(folder: Path) -> set[str]:
 
 
 def test_what_comes_before_the_first_touched_stage_is_taken_over(tmp_path: Path) -> None:
-    old = finished(tmp_path, *STAGES)
+    old = finished(tmp_path, *JOURNEY)
     given = recipe(tmp_path, "new", ppo={"steps": 3})
     said = start(given, old)
     assert said == f"taken over from {old}: data, sft, reward, judge; ppo is this run's own (ppo.steps differs)"
     with open_run(given) as run:
-        assert [stage for stage in STAGES if run.is_complete(stage)] == ["data", "sft", "reward", "judge"]
+        assert [stage for stage in JOURNEY if run.is_complete(stage)] == ["data", "sft", "reward", "judge"]
         complete(run, "ppo", "2")
         complete(run, "evaluate", "2")
     assert (old / "ppo" / "metrics.jsonl").read_text() == "ppo 1\n"
 
 
 def test_the_numbers_and_the_lineage_of_what_was_taken_over_come_with_it(tmp_path: Path) -> None:
-    old = finished(tmp_path, *STAGES)
+    old = finished(tmp_path, *JOURNEY)
     start(recipe(tmp_path, "new", evaluate={"prompts": 5}), old)
     summary = read_summary(tmp_path / "new").model_dump(exclude_none=True)
     # Of the section `ppo` only what the training added: the win rate is the exam's, which is made anew.
@@ -79,10 +83,25 @@ def test_the_numbers_and_the_lineage_of_what_was_taken_over_come_with_it(tmp_pat
     assert summary["seconds"] == {"data": 2.0, "sft": 2.0, "reward": 2.0, "judge": 2.0, "ppo": 2.0, "total": 10.0}
     theirs, ours = (read_json(folder / "lineage.json") for folder in (old, tmp_path / "new"))
     assert ours["recipe"] != theirs["recipe"]
-    assert ours["stages"].keys() == set(STAGES) - {"evaluate"}
+    assert ours["stages"].keys() == set(JOURNEY) - {"evaluate"}
     for stage, record in ours["stages"].items():
         assert record == theirs["stages"][stage] | {"from": "old"}
         assert (tmp_path / "new" / stage / "complete.json").read_bytes() == (old / stage / "complete.json").read_bytes()
+
+
+def test_a_policy_by_dpo_comes_with_its_numbers(tmp_path: Path) -> None:
+    old = finished(tmp_path, "data", "sft", "reward", "judge", "dpo", "evaluate", policy="dpo")
+    said = start(recipe(tmp_path, "new", policy="dpo", evaluate={"prompts": 5}), old)
+    assert said.endswith("judge, dpo; evaluate is this run's own (evaluate.prompts differs)")
+    summary = read_summary(tmp_path / "new")
+    assert (summary.dpo.steps, summary.seconds.dpo, summary.ppo.win_rate) == (5, 2.0, None)
+
+
+@pytest.mark.parametrize(("there", "here"), [("ppo", "dpo"), ("dpo", "ppo")])
+def test_another_way_to_a_policy_takes_over_what_both_stand_on(tmp_path: Path, there: str, here: str) -> None:
+    old = finished(tmp_path, "data", "sft", "reward", "judge", there, policy=there)
+    said = start(recipe(tmp_path, "new", policy=here), old)
+    assert said == f"taken over from {old}: data, sft, reward, judge; {here} is this run's own (policy differs)"
 
 
 def test_every_number_has_the_stage_that_adds_it() -> None:
@@ -159,7 +178,7 @@ def test_a_stage_that_stands_on_what_was_made_again_is_not_taken_over(tmp_path: 
 
 
 def test_nothing_in_common_names_the_keys_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    old = finished(tmp_path, *STAGES)
+    old = finished(tmp_path, *JOURNEY)
     with pytest.raises(RunError, match=r"nothing of .*old can be taken over.*: seed \(0 there, 4 here\); set it as"):
         start(recipe(tmp_path, "new", seed=4), old)
     assert not (tmp_path / "new").exists()

@@ -183,10 +183,10 @@ class Seconds(Part):
 
 _TRAINING = ("episodes_per_second", "steps", "alarms", "stopped_because", "chosen_step", "chosen_because")
 ADDED_BY: Mapping[str, str] = {
-    **{stage: stage for stage in ("data", "sft", "reward", "judge")},
+    **{stage: stage for stage in ("data", "sft", "reward", "judge", "dpo")},
     **dict.fromkeys(("ppo", "gold", "best_of"), "evaluate"),
     **{f"ppo.{key}": "ppo" for key in _TRAINING},
-    **{f"seconds.{stage}": stage for stage in ("data", "sft", "reward", "judge", "ppo", "evaluate")},
+    **{f"seconds.{stage}": stage for stage in ("data", "sft", "reward", "judge", "ppo", "dpo", "evaluate")},
 }
 """Section, or SECTION.KEY where stages share a section -> the stage that adds it."""
 

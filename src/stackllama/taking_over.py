@@ -19,6 +19,7 @@ from stackllama.files import atomic_folder, digest_json, is_temporary
 from stackllama.recipe import Recipe
 from stackllama.recipe_load import load_recipe
 from stackllama.run import (
+    POLICY_STAGES,
     STAGES,
     Run,
     differing_keys,
@@ -83,12 +84,12 @@ def take_over(recipe: Recipe, run: Run, source: Path) -> str:
 
 def _touching(old: Recipe, new: Recipe) -> dict[str, tuple[str, Any, Any]]:
     """Dotted key -> (the first stage that it changes, value there, value here) of what differs and changes any."""
-    differing = differing_keys(old, new)
-    return {
-        key: (stage, *values)
-        for key, values in differing.items()
-        if (stage := first_touched(key, new.policy)) is not None
-    }
+    touching = {}
+    for key, values in differing_keys(old, new).items():
+        stage = first_touched(key, new.policy)
+        if stage is not None:  # another way to a policy is told of the stage that makes it here
+            touching[key] = (new.policy if stage in POLICY_STAGES else stage, *values)
+    return touching
 
 
 def _unchanged(recipe: Recipe, source: Path, touching: Mapping[str, tuple[str, Any, Any]]) -> dict[str, dict[str, Any]]:
