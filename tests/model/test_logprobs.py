@@ -112,3 +112,27 @@ def test_a_uniform_distribution_worked_by_hand() -> None:
 def test_precisions_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         token_logprobs(torch.zeros(2, 4, dtype=torch.bfloat16), torch.ones(8, 4), torch.tensor([0, 7]))
+
+
+def test_the_output_matrix_alone_can_be_learned() -> None:
+    draw = torch.Generator().manual_seed(4)
+    hidden, weight = torch.randn(7, 5, generator=draw), torch.randn(11, 5, generator=draw, requires_grad=True)
+    label = torch.randint(11, (7,), generator=draw)
+    total, _, _ = summed_loss(hidden, weight, label, lambda _, logprob, __: -logprob)
+    (ours,) = torch.autograd.grad(total, weight)
+    (theirs,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ weight.T, label, reduction="sum"), weight
+    )
+    assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_without_gradients_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: torch.Tensor) -> None:
+        raise AssertionError("a slope was worked out")
+
+    monkeypatch.setattr(logprobs, "_slopes", refuse)
+    hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    with torch.no_grad():
+        total, *_ = summed_loss(hidden, weight, torch.zeros(7, dtype=torch.int64), lambda _, logprob, __: -logprob)
+    assert total > 0
+    assert not total.requires_grad

@@ -83,6 +83,16 @@ def test_groups_are_told_in_what_they_differ(tmp_path: Path) -> None:
     assert kl_table(several[1], 0.5).rows[0][2] == "not watched"
 
 
+def test_evaluations_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    log = run / "ppo" / "watch.jsonl"
+    log.write_text(log.read_text()[:-40])  # cut in the last of four lines
+    group = groups(read_rivals([run, make_run(tmp_path / "b")]))[0]
+    (said,) = remarks([group])
+    assert said.endswith("missing from the curves over KL: a (1 line of ppo/watch.jsonl).")
+    assert rows_at(group, 2.5)[0] == {"name": "a", "method": "PPO", "reached": False, "most": 2.0}
+
+
 def test_without_gold_there_are_no_columns_of_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     for path in (run / "summary.json", run / "evaluate" / "policy.json", run / "ppo" / "watch.jsonl"):

@@ -46,3 +46,11 @@ def test_runs_without_a_curve_have_their_exam(tmp_path: Path) -> None:
     page = render(groups(read_rivals([run])), None)
     assert page.count('class="plot"') == 1
     assert "without a curve over KL: a." in page
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path: Path) -> None:
+    page = render(groups(read_rivals([make_run(tmp_path / "_a"), make_run(tmp_path / "b")])), None)
+    judge = next(svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if 'aria-label="Judge over KL' in svg)
+    text = " ".join(ET.fromstring(judge).itertext())
+    assert "_a (PPO)" in text
+    assert "b (PPO)" in text

@@ -116,7 +116,7 @@ class _SummedLoss(torch.autograd.Function):
                 entropy_N[part] = _entropies(logprob_CV)
             loss_C, by_logprob_C, by_entropy_C = _differentiated(loss, part, logprob_N[part], entropy_N[part])
             total += loss_C.sum()
-            if not ctx.needs_input_grad[0]:
+            if not any(ctx.needs_input_grad[:2]):
                 continue
             if by_entropy_C is None:
                 slope_CV = _slopes(raw_CV, logprob_CV, label_N[part], by_logprob_C, softcap)
@@ -240,6 +240,8 @@ def summed_loss(
     entropies are 0. Inputs and errors as for `token_logprobs`.
     """
     _check(hidden_ND, weight_VD)
+    if not torch.is_grad_enabled():  # the function itself cannot see that, and would work out what nobody asks for
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     found = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         hidden_ND, weight_VD, label_N, loss, softcap, with_entropies
     )

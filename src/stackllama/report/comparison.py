@@ -84,6 +84,14 @@ def remarks(several: Sequence[Group]) -> list[str]:
             f"The runs do not all stand on the same: they differ in {', '.join(parts)}. They are shown in "
             f"{len(several)} groups; compare within a group only."
         )
+    torn = [
+        f"{rival.name} ({count} line{'' if count == 1 else 's'} of {log})"
+        for group in several
+        for rival in group.rivals
+        if (count := rival.run.torn.get(log := f"{rival.stage}/watch.jsonl"))
+    ]
+    if torn:
+        said.append(f"Evaluations that cannot be read are missing from the curves over KL: {', '.join(torn)}.")
     bare = [rival.name for group in several for rival in group.rivals if not rival.log.get("kl")]
     if bare:
         said.append(f"Not watched while they were trained, so without a curve over KL: {', '.join(bare)}.")

@@ -89,7 +89,8 @@ def _spoken(kl: float, gain: float) -> str:
 def _line(axes: Axes, line: Line) -> None:
     ink = INKS[line.ink]
     at, gains = [x for x, _ in line.points], [y for _, y in line.points]
-    axes.plot(at, gains, color=ink, linestyle=line.dashes, marker=line.marker, markersize=4, label=line.label)
+    label = f" {line.label}" if line.label.startswith("_") else line.label  # which the legend would leave out
+    axes.plot(at, gains, color=ink, linestyle=line.dashes, marker=line.marker, markersize=4, label=label)
     for x, y in line.ringed:
         axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=ink)
 
