@@ -93,6 +93,15 @@ def test_evaluations_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     assert rows_at(group, 2.5)[0] == {"name": "a", "method": "PPO", "reached": False, "most": 2.0}
 
 
+def test_curves_of_different_prompts_are_told(tmp_path: Path) -> None:
+    for name, prompts in (("a", 64), ("b", 8), ("c", 64)):
+        log = make_run(tmp_path / name) / "ppo" / "watch.jsonl"
+        log.write_text(log.read_text().replace('{"step"', f'{{"prompts": {prompts}, "step"'))
+    (said,) = remarks(groups(read_rivals([tmp_path / "a", tmp_path / "b", tmp_path / "c"])))
+    assert said.endswith("so not of the same: a 64, b 8, c 64.")
+    assert remarks(groups(read_rivals([tmp_path / "a", tmp_path / "c"]))) == []
+
+
 def test_without_gold_there_are_no_columns_of_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     for path in (run / "summary.json", run / "evaluate" / "policy.json", run / "ppo" / "watch.jsonl"):

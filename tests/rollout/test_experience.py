@@ -180,6 +180,17 @@ def test_returns_are_what_each_response_earns_alone() -> None:
     assert source.state_dict()["controller"]["coefficient"] == pytest.approx(0.2 * (1 + error * 160 / 1000))
 
 
+def test_the_price_does_not_move_while_the_value_warms_up() -> None:
+    source = make_source(make_trunk(), value_warmup=1, rounds=2, epochs=1, target=1.0)
+    prices = []
+    while (batch := source.next()) is not None:
+        assert batch.notes["kl"] == 0.0  # nobody trains here
+        source.observe(result())
+        prices.append(source.state_dict()["controller"]["coefficient"])
+    # Two minibatches a round. The second round's error is -1, clipped to -0.2, times 12 of 1,000 episodes.
+    assert prices == [0.2, 0.2, 0.2, pytest.approx(0.2 * (1 - 0.2 * 12 / 1000))]
+
+
 def test_whitened_advantages_are_the_plain_ones_moved_to_mean_0_and_deviation_1() -> None:
     rounds = []
     for whiten in (False, True):

@@ -84,6 +84,13 @@ def remarks(several: Sequence[Group]) -> list[str]:
             f"The runs do not all stand on the same: they differ in {', '.join(parts)}. They are shown in "
             f"{len(several)} groups; compare within a group only."
         )
+    for group in several:
+        watched = {rival.name: int(asked[-1][1]) for rival in group.rivals if (asked := rival.log.get("prompts"))}
+        if len(set(watched.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in watched.items())
+            said.append(
+                f"The curves over KL are of different numbers of prompts held back, so not of the same: {counts}."
+            )
     torn = [
         f"{rival.name} ({count} line{'' if count == 1 else 's'} of {log})"
         for group in several

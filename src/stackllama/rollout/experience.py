@@ -209,7 +209,7 @@ class ExperienceSource:
 
     def observe(self, result: StepResult) -> None:
         """Drop the rest of a round that moved too far, or whose policy is no more; at the round's end adapt the KL
-        coefficient, or end here, as the controller says.
+        coefficient, or end here, as the controller says. While the value warms up the controller hears nothing.
 
         After going back, old log-probabilities, advantages and KL belong to weights that are gone.
         """
@@ -219,7 +219,8 @@ class ExperienceSource:
         if result.rewound is not None:
             self._plan, self._notes = [], {}
         if not self._plan:
-            if math.isfinite(kl := self._notes.get("kl", math.nan)):
+            moves = self._round >= self._settings.value_warmup  # before that, a KL of 0 says nothing of the price
+            if moves and math.isfinite(kl := self._notes.get("kl", math.nan)):
                 self._controller.update(kl, self._settings.prompts * self._settings.samples)
                 if self._controller.stop_at is not None and kl >= self._controller.stop_at:
                     self._reached = kl
