@@ -184,6 +184,14 @@ def test_nothing_in_common_names_the_keys_and_leaves_nothing_behind(tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
+def test_broken_numbers_are_told_before_anything_is_taken(tmp_path: Path) -> None:
+    old = finished(tmp_path, "data")
+    (old / "summary.json").write_text('{"data": {"quest')
+    with pytest.raises(RunError, match=r"old/summary\.json"):
+        start(recipe(tmp_path, "new"), old)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_without_a_complete_stage_is_told_what_to_type(tmp_path: Path) -> None:
     with open_run(recipe(tmp_path, "old")) as run:
         run.begin("data")

@@ -57,7 +57,8 @@ def take_over(recipe: Recipe, run: Run, source: Path) -> str:
     Each stage appears whole, with its lineage and its numbers. The same call again, after a kill or later, takes over
     what is still missing, and nothing from the first stage on that this run has begun itself.
 
-    Errors: RunError where this run was begun otherwise, or there is nothing to take over.
+    Errors: RunError where this run was begun otherwise, or there is nothing to take over, or the other's numbers are
+    broken.
     """
     name = source.resolve().name
     begun = [stage for stage in STAGES if has_begun(run.folder, stage)]
@@ -68,7 +69,7 @@ def take_over(recipe: Recipe, run: Run, source: Path) -> str:
             "with it, or give the new run another --name"
         )
     touching = _touching(load_recipe(source / "recipe.yaml"), recipe)
-    records = _unchanged(recipe, source, touching)
+    records, theirs = _unchanged(recipe, source, touching), read_summary(source)  # all that may be broken, first
     taken = []
     for stage, record in records.items():
         there = stage_record(run.folder, stage)
@@ -78,7 +79,7 @@ def take_over(recipe: Recipe, run: Run, source: Path) -> str:
             run.note_taken(stage, record, source=name)
             _link_or_copy(source / stage, run.stage(stage))
         taken.append(stage)
-    merge_summary(run.folder, {"name": run.name, **numbers_of(read_summary(source), taken)})
+    merge_summary(run.folder, {"name": run.name, **numbers_of(theirs, taken)})
     return f"taken over from {source}: {', '.join(taken) or 'nothing more'}{_reason(recipe, taken, touching)}"
 
 
