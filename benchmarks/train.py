@@ -118,7 +118,8 @@ def run(python: Path, script: str, told: dict[str, Any], folder: Path, *more: st
     if done.returncode:
         raise SystemExit(f"{script} failed:\n{done.stderr[-3000:]}")
     lines = done.stdout.splitlines()
-    print("\n".join(lines[:-1]), end="\n" if "--profile" in more else "")
+    if "--profile" in more:
+        print("\n".join(lines[:-1]))
     found: dict[str, Any] = json.loads(lines[-1])
     timed = slice(1, len(found["seconds"]))
     found["rate"] = sum(found["work"][timed]) / sum(found["seconds"][timed])
