@@ -161,3 +161,14 @@ def test_contrast_in_light_and_dark() -> None:
         for ink in ("text", "muted", "accent", "second", "limit", "link"):
             for ground in ("page", "raised"):
                 assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+
+
+def test_labels_of_ticks_keep_the_digits_that_tell_them_apart() -> None:
+    # Coordinates are cut to hundredths; a ratio's ticks at 0.985, 0.99, 0.995 and 1 are not.
+    log: Log = {"ratio_mean": ((1.0, 1.0), (2.0, 0.984), (3.0, 0.996))}
+    (drawn,) = stage("ppo", log)
+    texts = [element.text or "" for element in ET.fromstring(drawn.svg).iter() if element.tag.endswith("text")]
+    ticks = [text for text in texts if text.startswith(("0.9", "1.0"))]
+    assert len(ticks) >= 3
+    assert len(set(ticks)) == len(ticks)
+    assert "0.985" in ticks or "0.990" in ticks

@@ -90,10 +90,11 @@ def _frontier(group: Group, measure: str, prefix: str, where: float | None) -> D
         points = curve(rival.log, f"{measure}_gain")
         chosen = number(rival.run.summary, rival.stage, "chosen_step")
         ringed = curve(rival.log, f"{measure}_gain", only=chosen)
+        label = rival.name if rival.method in rival.name.upper() else f"{rival.name} ({rival.method})"
         if points:
-            label = rival.name if rival.method in rival.name.upper() else f"{rival.name} ({rival.method})"
             lines.append(Line(label, ink, DASHES[count % len(DASHES)], marker, points, ringed))
-        marks += _exam_mark(rival, "ppo", measure, "", ink, marker, number(rival.run.summary, "ppo", "kl"))
+            label = ""  # one entry of the legend is enough
+        marks += _exam_mark(rival, "ppo", measure, label, ink, marker, number(rival.run.summary, "ppo", "kl"))
     for n, rival in group.best_of.items():
         bound = number(rival.run.summary, "best_of", "kl_bound")
         marks += _exam_mark(rival, "best_of", measure, f"best of {n}", "muted", "*", bound)

@@ -351,6 +351,11 @@ def _in_words(plot: Plot, log: Log) -> str:
     return f"{plot.title} over steps. " + ". ".join(said)
 
 
+def _shortened(tag: str) -> str:
+    """A tag with coordinates of two decimals: more are beyond what a screen shows, and half of the page."""
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag)
+
+
 def as_svg(figure: Figure, name: str, words: str) -> str:
     """The figure as one `<svg>` for an HTML body: no prologue, ids that start with `name`, colours of the page."""
     buffer = io.StringIO()
@@ -369,6 +374,5 @@ def as_svg(figure: Figure, name: str, words: str) -> str:
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     for role, colour in INKS.items():
         text = text.replace(colour, f"var(--{role})")
-    # Hundredths of a unit are beyond what a screen or a printer shows, and half of the page's size.
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+    text = re.sub(r"<(?!svg)[^>]*>", lambda tag: _shortened(tag[0]), text)
     return re.sub(r">\s+<", "><", re.sub(r" \n", " ", text)).strip()
