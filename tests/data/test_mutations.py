@@ -50,7 +50,10 @@ from tests.data.mutations.making import FRACTIONS, Mutant, make
 from tests.data.mutations.raw import RAW
 from tests.data.mutations.watching import Cost, Scene, Watch
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc"),
+    pytest.mark.xdist_group("mutations"),  # the last test counts what those before it met
+]
 
 SEEDS = int(os.environ.get("STACKLLAMA_MUTATIONS", "1000"))
 ALONE = os.environ.get("STACKLLAMA_MUTATION")
