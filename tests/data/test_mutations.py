@@ -52,7 +52,7 @@ from tests.data.mutations.watching import Cost, Scene, Watch
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc"),
-    pytest.mark.xdist_group("mutations"),  # the last test counts what those before it met
+    pytest.mark.alone,  # seconds and memory of each input are limited
 ]
 
 SEEDS = int(os.environ.get("STACKLLAMA_MUTATIONS", "1000"))
