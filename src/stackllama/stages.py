@@ -59,7 +59,7 @@ from stackllama.errors import RunError
 from stackllama.evaluate.exam import compare_policies
 from stackllama.evaluate.policy import Likelihood, likelihood
 from stackllama.evaluate.preference import center_rewards, examine, judge_pairs
-from stackllama.evaluate.statistics import Interval, perplexity_intervals
+from stackllama.evaluate.statistics import ends, flat, perplexity_intervals
 from stackllama.files import atomic_write_json, digest_file, digest_folder, read_json
 from stackllama.model.folder import save_model
 from stackllama.model.load import load_base
@@ -188,9 +188,9 @@ def run_sft(recipe: Recipe, run: Run) -> None:
             (before.nll, before.tokens), (after.nll, after.tokens), **resampling(recipe)
         )
         numbers = {
-            **_flat("perplexity_before", first),
-            **_flat("perplexity_after", second),
-            **_ends("perplexity_difference", change),
+            **flat("perplexity_before", first),
+            **flat("perplexity_after", second),
+            **ends("perplexity_difference", change),
             "perplexity_unmerged": live.perplexity,
             "tokens_per_second": rate,
             "steps": steps,
@@ -259,11 +259,11 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
         numbers = {
-            **_flat("accuracy", exam.accuracy),
-            **_flat("longer_wins", exam.longer_wins),
-            **_flat("earlier_wins", exam.earlier_wins),
-            **_ends("over_longer", exam.over_longer),
-            **_ends("over_earlier", exam.over_earlier),
+            **flat("accuracy", exam.accuracy),
+            **flat("longer_wins", exam.longer_wins),
+            **flat("earlier_wins", exam.earlier_wins),
+            **ends("over_longer", exam.over_longer),
+            **ends("over_earlier", exam.over_earlier),
             "questions": exam.questions,
             "pairs": exam.pairs,
             "pairs_per_second": None if rate is None else rate * _pairs_each(trees.items),
@@ -477,11 +477,3 @@ def _save_trunk(folder: Path, trunk: Trunk, tokenizer: Tokenizer) -> None:
         trunk.drop(SFT)
     if not trunk.quantized:
         save_model(folder / FINAL, trunk.model, tokenizer)
-
-
-def _ends(name: str, found: Interval) -> dict[str, float]:
-    return {f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _flat(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.mean, **_ends(name, found)}

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from stackllama.data.posts import Question
 from stackllama.errors import DataError
 from stackllama.evaluate.best_of import answer_best_of, kl_bound
-from stackllama.evaluate.hacking import flat, standardised_gain
+from stackllama.evaluate.hacking import standardised_gain
 from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition, tie_equal_answers
-from stackllama.evaluate.statistics import Resampling, interval, paired_difference, wins
+from stackllama.evaluate.statistics import Resampling, ends, flat, interval, paired_difference, wins
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY
@@ -189,8 +189,7 @@ def _best_of_numbers(best: _Sat, sft: _Sat, n: int, how: Resampling) -> dict[str
 def _differences(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, get in MEASURES.items():
-        found = paired_difference(get(paper), get(sft), **how)
-        numbers |= {f"{name}_difference_low": found.low, f"{name}_difference_high": found.high}
+        numbers |= ends(f"{name}_difference", paired_difference(get(paper), get(sft), **how))
     return numbers
 
 

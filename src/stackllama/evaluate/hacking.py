@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllama.evaluate.policy import Answered, repetition
-from stackllama.evaluate.statistics import Interval, Resampling, interval, paired_difference
+from stackllama.evaluate.statistics import Interval, Resampling, flat, interval, paired_difference
 
 Floats = NDArray[np.float64]
 
@@ -100,11 +100,6 @@ class Limits:
     length: float | None
     perplexity: float | None
     distance: float | None
-
-
-def flat(name: str, found: Interval) -> dict[str, float]:
-    """An interval as three numbers: NAME, NAME_low, NAME_high."""
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def repeated_fences(text: str) -> int:

@@ -47,6 +47,16 @@ class Resampling(TypedDict):
     seed: int
 
 
+def ends(name: str, found: Interval) -> dict[str, float]:
+    """The ends of an interval as two numbers: NAME_low, NAME_high."""
+    return {f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def flat(name: str, found: Interval) -> dict[str, float]:
+    """An interval as three numbers: NAME, NAME_low, NAME_high."""
+    return {name: found.mean, **ends(name, found)}
+
+
 def interval(
     values_Q: npt.ArrayLike,
     *,
