@@ -15,28 +15,20 @@ from stackllama.assembly import (
     FROZEN,
     SFT,
     Assembled,
-    add_trained,
-    add_value,
     check_fits,
     load_roles,
     load_trunk,
-    mismatch,
-    ppo_objective,
     prepare_machine,
     source_hashes,
-    value_objective,
-    value_role,
 )
 from stackllama.errors import DumpError, ModelError, RunError
 from stackllama.files import digest_folder
 from stackllama.model.folder import LoadedBase, save_model
 from stackllama.model.role_folder import save_role
 from stackllama.model.roles import LoRA, Trunk
-from stackllama.objectives import ppo, reward
 from stackllama.recipe import Recipe
-from stackllama.recipe_load import load_recipe, with_values
+from stackllama.recipe_load import load_recipe
 from stackllama.run import Run, open_run
-from stackllama.tokens.forest import Tree, plant
 from stackllama.tokens.tokenizer import Tokenizer
 from tests.assembled import assembled_run
 from tests.data.dumps import question, site
@@ -180,56 +172,8 @@ def test_an_answer_that_is_cut_off_needs_room_for_its_eos() -> None:
         check_fits(given, LoadedBase(assembled.trunk.model, assembled.tokenizer, "a model", 63))
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_value_of_its_own_starts_as_the_reward_model(recipe: Recipe, method: str) -> None:
-    lora = {"reward.lora.rank": "2", "reward.lora.targets": "[q_proj]"}
-    given = with_values(recipe, {"ppo.value": "own", "reward.method": method, "sft.method": "full", **lora})
-    assert value_role(given) == "value"
-    assert [one.role for one in value_objective(given)] == ["value"]
-    assert "value_loss" not in ppo_objective(given).terms
-    trunk = Trunk(tiny_model(), precision=torch.float32)
-    add_trained(trunk, "reward", given.reward, seed=0)
-    trunk.add_head("reward", reward.HEAD, spread=0.3, seed=1)
-    draw = torch.Generator().manual_seed(0)
-    for parameter in trunk.trainable("reward").values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
-    add_value(trunk, given)
-    forest = plant([Tree((5, 6, 7), ((8, 9, 2),))])
-    with trunk.use("reward") as role:
-        scores = role.score(reward.HEAD, role.hidden(forest))
-    with trunk.use("value") as role:
-        assert torch.equal(role.score(ppo.HEAD, role.hidden(forest)), scores)
-    own, model_of_reward = trunk.trainable("value"), trunk.trainable("reward")
-    assert len(own) == len(model_of_reward)
-    assert not {id(one) for one in own.values()} & {id(one) for one in model_of_reward.values()}
-
-
-def test_who_has_the_values(recipe: Recipe) -> None:
-    assert value_role(recipe) == "policy"
-    assert value_objective(recipe) == []
-    assert "value_loss" in ppo_objective(recipe).terms
-    assert value_role(with_values(recipe, {"ppo.advantage": "rloo"})) is None
-
-
 def test_a_sampler_that_is_not_installed_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     prepare_machine(load_recipe("quickstart"))
     with pytest.raises(ModelError, match=r"pip install 'stackllama\[vllm\]'"):
         prepare_machine(load_recipe("quickstart", {"ppo.sampler": "vllm", "ppo.method": "lora"}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "cap", "limit"),
-    [
-        ({"compute.dtype": "float32"}, None, 1e-3),
-        ({"compute.dtype": "bfloat16"}, None, 0.1),
-        ({"compute.dtype": "float32", "ppo.sampler": "vllm"}, 2.0, 1e-3),
-        ({"ppo.sampler": "vllm", "ppo.importance_cap": "5", "ppo.sampler_difference_limit": "0.3"}, 5.0, 0.3),
-        ({"ppo.sampler": "vllm", "ppo.importance_cap": "null", "compute.dtype": "bfloat16"}, None, 0.1),
-    ],
-)
-def test_only_another_sampler_is_weighted_and_every_one_has_a_limit(
-    changes: dict[str, str], cap: float | None, limit: float
-) -> None:
-    found = mismatch(load_recipe("smollm2-beer", {"ppo.method": "lora", **changes}))
-    assert (found.cap, found.limit) == (cap, limit)

@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "serve",
         "export",
         "assembly",
+        "policy_assembly",
         "stages",
         "planning",
         "watching",

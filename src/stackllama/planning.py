@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stackllama.assembly import device, precision, value_role, weight_type
+from stackllama.assembly import device, precision, weight_type
 from stackllama.environment import available_memory
 from stackllama.errors import ModelError, RecipeError, TooLittleMemoryError
 from stackllama.model import memory
@@ -25,6 +25,7 @@ from stackllama.model.memory import PARTS, Machine, Method, Moment, Shape
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.ppo import ValueObjective
 from stackllama.objectives.sft import SftObjective
+from stackllama.policy_assembly import value_role
 from stackllama.recipe import DPO, EMBEDDED_TEXT, Optimization, Recipe, Reward, is_size
 from stackllama.recipe_load import with_values
 from stackllama.rollout.engine import SLOTS

@@ -20,32 +20,22 @@ from stackllama.assembly import (
     accelerator,
     adapter,
     add_trained,
-    add_value,
-    advantage_estimate,
     base_hashes,
     base_trunk,
     check_enough,
     check_fits,
     device,
-    dpo_objective,
-    kl_controller,
     load_roles,
     load_trunk,
-    mismatch,
     paired_trees,
-    ppo_objective,
-    ppo_settings,
     prepare_machine,
     prompt_trees,
     resampling,
-    sampler,
     sft_trees,
     source_hashes,
     stage_seed,
     train,
     training_texts,
-    value_objective,
-    value_role,
     watched_prompts,
     weight_type,
 )
@@ -66,13 +56,20 @@ from stackllama.model.load import load_base
 from stackllama.model.probe import probe
 from stackllama.model.role_folder import save_role
 from stackllama.model.roles import REFERENCE, Trunk
-from stackllama.objectives import kl, ppo, reward
-from stackllama.objectives.scaling import ScoreShaping
+from stackllama.objectives import ppo, reward
 from stackllama.objectives.sft import SftObjective
+from stackllama.policy_assembly import (
+    add_value,
+    dpo_objective,
+    experience,
+    ppo_objective,
+    value_objective,
+    value_role,
+)
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
 from stackllama.report.page import write_report
 from stackllama.rollout.engine import Sampling
-from stackllama.rollout.experience import POLICY, ExperienceSource
+from stackllama.rollout.experience import POLICY
 from stackllama.rollout.preferences import PreferenceSource
 from stackllama.run import Run, available_threads
 from stackllama.summary import BestOfNumbers, merge_summary
@@ -296,24 +293,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         questions, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
         trained, held_back = watched_prompts(recipe, prompts.items)
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
-        source = ExperienceSource(
-            trunk,
-            trained,
-            settings=ppo_settings(recipe),
-            sampling=Sampling(
-                seed=stage_seed(recipe, "ppo/sampling"),
-                max_new_tokens=recipe.ppo.max_new_tokens,
-                eos_id=tokenizer.eos_id,
-            ),
-            controller=kl_controller(recipe),
-            estimator=kl.ESTIMATORS[recipe.ppo.kl.estimator],
-            shaping=ScoreShaping(scaling=recipe.ppo.reward_scaling, clip=recipe.ppo.reward_clip),
-            estimate=advantage_estimate(recipe),
-            reward_role="reward",
-            value_role=valued or POLICY,
-            sampler=sampler(recipe, run.folder, trunk),
-            mismatch=mismatch(recipe),
-        )
+        source = experience(recipe, run.folder, assembled, trained)
         watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
         steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches
         rate = train(
