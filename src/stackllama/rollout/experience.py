@@ -366,14 +366,7 @@ class ExperienceSource:
             **differences,
             **shaping,
         }
-        if settings.curriculum:
-            lengths = [branch.root_stop - branch.root_start for row in scored for branch in row.forest.branches]
-            notes |= {"prompt_length": sum(lengths) / len(lengths)}
-        if self._controller.stop_at is not None:
-            notes |= {"kl_target_reached": float(notes["kl"] >= self._controller.stop_at)}
-        if value_M is not None and return_M is not None:
-            residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
-            notes |= {"explained_variance": 1.0 - float(residual)}
+        notes |= self._optional_notes(scored, notes["kl"], value_M, return_M)
         sizes = [len(row.logprob_N) for row in scored]
         parts = zip(scored, advantage_M.split(sizes), _split(return_M, sizes), _split(weight_M, sizes), strict=True)
         rows = [
@@ -391,6 +384,21 @@ class ExperienceSource:
             for one, advantage_N, return_N, weight_N in parts
         ]
         return rows, notes
+
+    def _optional_notes(
+        self, scored: Sequence[Scored], kl: float, value_M: Tensor | None, return_M: Tensor | None
+    ) -> dict[str, float]:
+        """Numbers of the round that only some settings have."""
+        notes: dict[str, float] = {}
+        if self._settings.curriculum:
+            lengths = [branch.root_stop - branch.root_start for row in scored for branch in row.forest.branches]
+            notes |= {"prompt_length": sum(lengths) / len(lengths)}
+        if self._controller.stop_at is not None:
+            notes |= {"kl_target_reached": float(kl >= self._controller.stop_at)}
+        if value_M is not None and return_M is not None:
+            residual = (return_M - value_M).var() / return_M.var().clamp_min(1e-8)
+            notes |= {"explained_variance": 1.0 - float(residual)}
+        return notes
 
     def _advantages(
         self, reward_M: Tensor, value_M: Tensor | None, sequence_M: Tensor, prompt_S: Tensor
