@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "files",
         "terminal",
         "environment",
+        "recipe_training",
         "recipe",
         "recipe_load",
         "recipe_reference",
@@ -56,7 +57,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 WITHOUT_TORCH = ("ground", "data", "feedback")
 HEAVY = {"torch", "transformers", "peft", "safetensors"}
-CONFIGURATION = {"stackllama.recipe", "stackllama.recipe_load"}
+CONFIGURATION = {"stackllama.recipe", "stackllama.recipe_training", "stackllama.recipe_load"}
 KNOWS_CONFIGURATION = ("ground", "face")
 
 

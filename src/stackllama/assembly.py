@@ -29,7 +29,8 @@ from stackllama.model.folder import LoadedBase, load_model
 from stackllama.model.role_folder import load_role
 from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.base import Objective
-from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Optimization, Recipe, is_size
+from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe, is_size
+from stackllama.recipe_training import Optimization
 from stackllama.rollout import vllm
 from stackllama.run import COMMANDS, Run, available_threads, policy_stage, stage_outputs
 from stackllama.tokens.batches import Source

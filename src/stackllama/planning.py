@@ -26,8 +26,9 @@ from stackllama.model.roles import LoRA, Trunk
 from stackllama.objectives.ppo import ValueObjective
 from stackllama.objectives.sft import SftObjective
 from stackllama.policy_assembly import value_role
-from stackllama.recipe import DPO, EMBEDDED_TEXT, Optimization, Recipe, Reward, is_size
+from stackllama.recipe import EMBEDDED_TEXT, Recipe, Reward, is_size
 from stackllama.recipe_load import with_values
+from stackllama.recipe_training import DPO, Optimization
 from stackllama.rollout.engine import SLOTS
 from stackllama.tokens.batches import SftRow
 from stackllama.tokens.forest import Segment, Tree, plant, root_targets
