@@ -379,7 +379,7 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
             best_of=recipe.evaluate.best_of,
             row_tokens=recipe.compute.row_tokens,
             side_by_side=recipe.evaluate.side_by_side,
-            **resampling(recipe),
+            how=resampling(recipe),
         )
         atomic_write_json(folder / "samples.json", result.samples)
         atomic_write_json(folder / "policy.json", result.policies)

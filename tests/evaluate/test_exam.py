@@ -12,6 +12,7 @@ from stackllama.data.posts import Attribution, Question
 from stackllama.errors import DataError
 from stackllama.evaluate.exam import Comparison, compare_policies
 from stackllama.evaluate.policy import likelihood
+from stackllama.evaluate.statistics import Resampling
 from stackllama.model.random_init import random_llama
 from stackllama.model.roles import REFERENCE, LoRA, Trunk
 from stackllama.objectives import reward
@@ -23,7 +24,7 @@ from stackllama.tokens.tokenizer import Tokenizer
 WHO = Attribution("https://example/q/1", "Ann", 1, None, "CC BY-SA 4.0")
 QUESTIONS = [Question("example", at, "", f"What is {at}?", (), 0, "2020-01-01", WHO, ()) for at in range(6)]
 TOKENIZER = Tokenizer.train(["What is it? It is 1, 2 or 3."], 300)
-SETTINGS: dict[str, Any] = {"titles": True, "row_tokens": 256, "side_by_side": 4, "resamples": 200, "confidence": 0.9}
+SETTINGS: dict[str, Any] = {"titles": True, "row_tokens": 256, "side_by_side": 4}
 
 
 def make_trunk(*, moved: float) -> Trunk:
@@ -50,7 +51,7 @@ def sit(trunk: Trunk, prompts: int = 6, best_of: int = 0) -> Comparison:
         how,
         gold=lambda question, answer: len(answer) / 100,
         best_of=best_of,
-        seed=0,
+        how=Resampling(resamples=200, confidence=0.9, seed=0),
         **SETTINGS,
     )
 

@@ -73,15 +73,13 @@ def compare_policies(
     best_of: int,
     row_tokens: int,
     side_by_side: int,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    how: Resampling,
 ) -> Comparison:
     """Let the SFT model (the reference) and the policy answer each prompt once, with equal noise, and compare them.
 
     prompts: roots keyed by their question's place. gold: truth in [0, 1] of (question, answer), where a community has
     it; it is reported and used for nothing else. best_of: answers of the SFT model of which the one with the highest
-    reward sits the exam too; 0: none.
+    reward sits the exam too; 0: none. how: intervals are made.
 
     Raises:
         DataError: for fewer than two prompts, which no interval can be made of.
@@ -100,7 +98,6 @@ def compare_policies(
         best = answer_best_of(trunk, prompts, sampling, best_of, **roles, row_tokens=row_tokens)
         answered["best_of"] = tie_equal_answers(best, sft)
     sat = {name: _paper(one, tokenizer, shown, gold) for name, one in answered.items()}
-    how = Resampling(resamples=resamples, confidence=confidence, seed=seed)
     summary = _against_sft(sat["ppo"], sat["sft"], how)
     if best_of:
         summary["best_of"] = _best_of_numbers(sat["best_of"], sat["sft"], best_of, how)
