@@ -20,7 +20,7 @@ from stackllama.files import atomic_write_text
 from stackllama.report import events, figures, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import clipped, is_web, template
-from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, read_run
+from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, policy_stage, read_run
 from stackllama.report.verdict import DASH, show, span, verdict
 
 PAGE_LIMIT = 300_000
@@ -69,7 +69,7 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         base=_base(run.recipe),
         level=level,
         method=method,
-        stage="dpo" if run.recipe.get("policy") == "dpo" else "ppo",
+        stage=policy_stage(run.recipe),
         verdict=verdict(run.summary, target=target, level=level, method=method),
         counts=_counts(run),
         splits=_splits(run.data),

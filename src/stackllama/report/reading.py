@@ -168,7 +168,7 @@ def kl_target(run: Run) -> float | None:
     """The target of an adaptive KL controller, in nats; None where the recipe names none, fixes the coefficient, or
     makes its policy without one.
     """
-    if run.recipe.get("policy", "ppo") != "ppo":
+    if policy_stage(run.recipe) != "ppo":
         return None
     ppo = run.recipe.get("ppo")
     control = ppo.get("kl") if isinstance(ppo, Mapping) else None
