@@ -34,8 +34,8 @@ data: {source: embedded, questions: 400, splits: {sft: 0.3, reward: 0.3, judge: 
 sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 256, answers: all, max_steps: 16}
 reward: {lora: {rank: 4}, questions_per_step: 8, max_steps: 12, max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 40, prompts_per_step: 16, samples_per_prompt: 2, epochs: 4, minibatches: 2,
-  max_prompt_tokens: 192, max_new_tokens: 32, learning_rate: 1.0e-3,
-  watch: {every: 5, prompts: 8, stop_on_alarm: false}}
+  max_prompt_tokens: 192, max_new_tokens: 32, learning_rate: 1.0e-3}
+watch: {every: 5, prompts: 8, stop_on_alarm: false}
 evaluate: {prompts: 12, perplexity_answers: 20, resamples: 200}
 compute: {device: cpu, threads: 1, checkpoint_steps: 2, log_steps: 1, row_tokens: 512}
 """

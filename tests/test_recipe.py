@@ -122,7 +122,7 @@ def test_an_unknown_key_that_resembles_none_lists_what_is_allowed(tmp_path: Path
         ("min_length", "ppo.missing_eos_penalty"),
         ("min_new_tokens", "reward.length_penalty"),
         ("suppress_eos", "ppo.missing_eos_penalty"),
-        ("repetition_penalty", "ppo.watch.limits.repetition"),
+        ("repetition_penalty", "watch.limits.repetition"),
     ],
 )
 def test_settings_that_would_bias_the_ratio_are_refused_with_the_reason(
@@ -138,7 +138,7 @@ def test_settings_that_would_bias_the_ratio_are_refused_with_the_reason(
 
 def test_what_a_refusal_names_instead_exists() -> None:
     keys = {key for key, _ in known_keys()}
-    named = {key for reason in REFUSED.values() for key in re.findall(r"\b(?:ppo|reward)\.[a-z_.]*[a-z]", reason)}
+    named = {key for reason in REFUSED.values() for key in re.findall(r"\b(?:ppo|reward|watch)\.[a-z_.]*[a-z]", reason)}
     assert len(named) > 4
     assert named <= keys
 
@@ -189,7 +189,7 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(tmp_path: Path, text: s
         (SMALL + "guard: {window: 40}", ["guard.warmup = 50", "guard.window = 40", "lower warmup"]),
         (SMALL + "guard: {skip: 8}", ["guard.skip = 8 is not above guard.clip = 8"]),
         (SMALL + "ppo: {kl: {horizon: 12.8}}", ["ppo.kl.horizon = 12.8", "64 episodes", "more than 12.8"]),  # 64 / 5
-        (SMALL + "ppo: {watch: {kl_bound: 5}}", ["ppo.watch.kl_bound = 5 is below ppo.kl.target = 6"]),
+        (SMALL + "watch: {kl_bound: 5}", ["watch.kl_bound = 5 is below ppo.kl.target = 6"]),
         (SMALL + "evaluate: {best_of: 1}", ["evaluate.best_of = 1", "at least 2, or 0"]),
         (SMALL + "ppo: {advantage: rloo, samples_per_prompt: 1}", ["ppo.advantage = rloo", "samples_per_prompt = 1"]),
         (SMALL + "ppo: {advantage: grpo, samples_per_prompt: 1}", ["ppo.advantage = grpo", "to at least 2"]),
@@ -236,8 +236,12 @@ def test_keys_that_contradict_each_other(tmp_path: Path, text: str, words: list[
 
 
 def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_used(tmp_path: Path) -> None:
-    for ppo in ("{watch: {kl_bound: 5, every: null}}", "{watch: {kl_bound: 5}, kl: {controller: fixed}}"):
-        assert load_recipe(write(tmp_path, SMALL + f"ppo: {ppo}")).ppo.watch.kl_bound == 5
+    for text in (
+        "watch: {kl_bound: 5, every: null}",
+        "watch: {kl_bound: 5}\nppo: {kl: {controller: fixed}}",
+        "watch: {kl_bound: 5}\npolicy: dpo",
+    ):
+        assert load_recipe(write(tmp_path, SMALL + text)).watch.kl_bound == 5
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_a_bound_of_kl_below_the_target_is_no_contradiction_where_neither_is_use
         "ppo: {advantage: reinforce, samples_per_prompt: 1}",
         "ppo: {advantage: grpo, kl: {charge: loss, controller: fixed, estimator: k3, coefficient: 0.04}}",
         "ppo: {reward_scaling: true, reward_clip: 5, entropy_bonus: 0.01}",
-        "ppo: {kl: {controller: stop, coefficient: 0, target: 3}, watch: {kl_bound: 2}}",
+        "ppo: {kl: {controller: stop, coefficient: 0, target: 3}}\nwatch: {kl_bound: 2}",
         "ppo: {kl: {controller: stop, charge: loss, estimator: k3, horizon: 1}}",
         "ppo: {kl: {controller: fixed, charge: loss, estimator: k2}}",
         "ppo: {kl: {estimator: k2}}",
@@ -391,7 +395,13 @@ def test_a_resolved_recipe_loads_to_itself(tmp_path: Path, name: str) -> None:
 )
 def test_any_value_survives_being_written(rate: float, target: float, source: list[str]) -> None:
     recipe = Recipe.model_validate(
-        {"name": "x", "data": {"source": source}, "sft": {"learning_rate": rate}, "ppo": {"kl": {"target": target}}}
+        {
+            "name": "x",
+            "data": {"source": source},
+            "sft": {"learning_rate": rate},
+            "ppo": {"kl": {"target": target}},
+            "watch": {"kl_bound": 2 * target},
+        }
     )
     assert Recipe.model_validate(yaml.safe_load(to_yaml(recipe))) == recipe
 

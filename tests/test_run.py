@@ -193,6 +193,8 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     # A section that does not make the policy touches nothing, but for what the evaluation reads of it.
     assert (first_touched("dpo.beta", "dpo"), first_touched("dpo.beta", "ppo")) == ("dpo", None)
     assert (first_touched("ppo.clip", "dpo"), first_touched("ppo.max_new_tokens", "dpo")) == (None, "evaluate")
+    # Watching is of the stage that makes the policy, whichever that is.
+    assert (first_touched("watch.every"), first_touched("watch.limits.length", "dpo")) == ("ppo", "dpo")
 
 
 @pytest.mark.parametrize(("made", "other"), [("ppo", "dpo"), ("dpo", "ppo")])
@@ -218,13 +220,16 @@ def test_the_evaluation_stands_on_the_stage_that_makes_the_policy(tmp_path: Path
         open_run(recipe(tmp_path, policy=other))
 
 
-def test_dpo_needs_no_reward_model(tmp_path: Path) -> None:
-    with open_run(recipe(tmp_path, policy="dpo")) as run:
+@pytest.mark.parametrize("policy", ["ppo", "dpo"])
+def test_a_policy_needs_reward_model_and_judge_which_watch_it(tmp_path: Path, policy: str) -> None:
+    with open_run(recipe(tmp_path, policy=policy)) as run:
         for stage in ("data", "sft"):
             complete(run, stage)
-        run.require("dpo")
-        with pytest.raises(RunError, match="needs reward"):
-            run.require("evaluate")
+        with pytest.raises(RunError, match=f"{policy} needs reward"):
+            run.require(policy)
+        for stage in ("reward", "judge"):
+            complete(run, stage)
+        run.require(policy)
 
 
 def test_a_run_that_has_no_policy_yet_takes_another_way_to_it(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ sft: {method: full, learning_rate: 2.0e-3, tokens_per_step: 1024, max_tokens: 25
 reward: {method: lora, lora: {rank: 4, dropout: 0.1}, questions_per_step: 8, head_questions: 20, max_steps: 12,
   centring: 0.01, length_penalty: 0.1, max_question_tokens: 192, max_answer_tokens: 96}
 ppo: {method: METHOD, steps: 3, prompts_per_step: 8, samples_per_prompt: 2, epochs: 2, minibatches: 2,
-  max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3, watch: {every: 1, prompts: 8}}
+  max_prompt_tokens: 192, max_new_tokens: 16, learning_rate: 1.0e-3}
+watch: {every: 1, prompts: 8}
 evaluate: {prompts: 12, best_of: 3, perplexity_answers: 20, resamples: 200, side_by_side: 3}
 compute: {device: cpu, threads: 1, checkpoint_steps: 3, log_steps: 1, row_tokens: 512}
 """
@@ -182,7 +183,7 @@ def test_without_watching_ppo_has_all_prompts_and_leaves_its_last_weights(whole:
         shutil.rmtree(run / stage)
     for path in (run / "summary.json", run / "report.html"):
         path.unlink()
-    finish(stackllama(tmp_path / "copy", "ppo", "small.yaml", "--ppo.watch.every", "null"))
+    finish(stackllama(tmp_path / "copy", "ppo", "small.yaml", "--watch.every", "null"))
     assert not (run / "ppo" / "watch.jsonl").exists()
     summary = json.loads((run / "summary.json").read_text())["ppo"]
     assert summary["steps"] == 3
@@ -311,6 +312,7 @@ def test_a_value_of_its_own_warms_up_and_killed_it_ends_with_the_same_bits(whole
 
 
 DPO = ["--policy", "dpo", "--dpo.max_steps", "12", "--dpo.questions_per_step", "4", "--dpo.learning_rate", "1e-3"]
+DPO += ["--watch.every", "5"]
 
 
 def test_dpo_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_as_a_policy(
@@ -321,7 +323,11 @@ def test_dpo_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_a
     killed = only_ppo_is_left(whole, tmp_path)
     kill_and_go_on(tmp_path, "dpo", *DPO, draw=random.Random(5))
     assert final_weights(killed) == final_weights(undisturbed)
-    assert (killed / "dpo/metrics.jsonl").read_bytes() == (undisturbed / "dpo/metrics.jsonl").read_bytes()
+    for log in ("dpo/metrics.jsonl", "dpo/watch.jsonl"):
+        assert (killed / log).read_bytes() == (undisturbed / log).read_bytes()
+    looks = [json.loads(line) for line in (killed / "dpo/watch.jsonl").read_text().splitlines()]
+    assert [look["rounds"] for look in looks] == [0, 5, 10, 12]
+    assert looks[0]["kl"] == 0 != looks[-1]["kl"]
     first = json.loads((killed / "dpo/metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert (first["accuracy"], first["margin"], first["better_reward"]) == (pytest.approx(0.5), 0.0, 0.0)
@@ -329,9 +335,13 @@ def test_dpo_killed_at_a_random_moment_ends_with_the_same_bits_and_is_examined_a
     finish(stackllama(tmp_path, "report", "small"))
     summary = json.loads((killed / "summary.json").read_text())
     assert summary["dpo"]["steps"] == 12
+    best = max(looks[1:], key=lambda look: look["judge"])
+    assert summary["dpo"]["chosen_step"] == best["step"]
     assert {"reward_before", "reward_after", "kl", "win_rate"} <= summary["ppo"].keys()
     assert summary["ppo"]["kl"] != 0
-    assert "SFT against DPO</h2>" in (killed / "report.html").read_text()
+    page = (killed / "report.html").read_text()
+    assert "SFT against DPO</h2>" in page
+    assert f"The policy has the weights of step {best['step']}" in page
     assert finish(stackllama(tmp_path, "chat", "small", "--question", "Soil?", "--max-new-tokens", "4")).strip()
 
 

@@ -186,8 +186,10 @@ def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
             needs[f"questions with a pair in the {split} split"] = (len(found), 2)
         if recipe.policy == "ppo":
             trained, watched = watched_prompts(recipe, prompt_trees(recipe, run, tokenizer, "ppo")[1].items)
-            left = f" besides the {len(watched)} that are held back by ppo.watch" if watched else ""
+            left = f" besides the {len(watched)} that are held back by watch.prompts" if watched else ""
             needs[f"prompts in the ppo split{left}"] = (len(trained), recipe.ppo.prompts_per_step)
+        else:
+            watched_prompts(recipe, prompt_trees(recipe, run, tokenizer, "ppo")[1].items)
         needs["prompts in the eval split"] = (len(prompt_trees(recipe, run, tokenizer, "eval")[1].items), 2)
     for what, (found_count, least) in needs.items():
         if found_count < least:
@@ -331,14 +333,14 @@ def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> 
 
 
 def watched_prompts(recipe: Recipe, prompts: Sequence[Tree]) -> tuple[list[Tree], list[Tree]]:
-    """(prompts that PPO trains on, prompts on which it is watched); none of the latter where watching is off.
+    """(prompts that PPO trains on, prompts on which the policy is watched); none of the latter where that is off.
 
     Raises:
         DataError: where there are too few to hold any back.
     """
-    if recipe.ppo.watch.every is None:
+    if recipe.watch.every is None:
         return list(prompts), []
-    return hold_back(prompts, recipe.ppo.watch.prompts, seed=stage_seed(recipe, "ppo/watch/prompts"))
+    return hold_back(prompts, recipe.watch.prompts, seed=stage_seed(recipe, "ppo/watch/prompts"))
 
 
 def sensitivity(recipe: Recipe) -> Sensitivity | None:

@@ -10,7 +10,7 @@ import functools
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,7 +146,19 @@ def _dpo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     row = _paired_row(recipe, recipe.dpo)
     scored = sum(segment.length for segment in row if not segment.is_root)
     yield from _loading(recipe, shape, machine, first=False)
-    yield memory.training(shape, machine, method(recipe.dpo), row, scored=scored, under=_live(recipe))
+    watching = _watching(recipe, machine)
+    others = [method(recipe.reward), *watching] if watching else []
+    if watching:
+        roles = [*others, method(recipe.dpo), *_live(recipe)]
+        yield from _answering(recipe, shape, machine, recipe.watch.prompts, recipe.ppo.max_new_tokens, roles)
+    yield memory.training(shape, machine, method(recipe.dpo), row, scored=scored, others=others, under=_live(recipe))
+
+
+def _watching(recipe: Recipe, machine: Machine) -> list[Method]:
+    """What watching puts beside the reward model and the policy: the judge; and the best weights so far, on the CPU."""
+    if recipe.watch.every is None:
+        return []
+    return [method(recipe.reward)] if machine.gpus else [method(recipe.reward), method(recipe.policy_section)]
 
 
 def _paired_row(recipe: Recipe, section: Reward | DPO) -> list[Segment]:
@@ -161,9 +173,7 @@ def _paired_row(recipe: Recipe, section: Reward | DPO) -> list[Segment]:
 
 def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     section = recipe.ppo
-    others = [method(recipe.reward)]
-    if section.watch.every is not None:  # the judge; and the best weights so far, which are kept on the CPU
-        others += [method(recipe.reward)] if machine.gpus else [method(recipe.reward), method(recipe.ppo)]
+    others = [method(recipe.reward), *_watching(recipe, machine)]
     values = [method(recipe.reward)] if value_role(recipe) == ValueObjective.role else []  # it is a second reward model
     requests = section.prompts_per_step * section.samples_per_prompt
     sequences = min(SLOTS, requests)
@@ -190,10 +200,17 @@ def _ppo(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
 
 def _evaluate(recipe: Recipe, shape: Shape, machine: Machine) -> Iterator[Moment]:
     roles = [method(recipe.reward), method(recipe.reward), method(recipe.policy_section), *_live(recipe)]
-    sequences = min(SLOTS, recipe.evaluate.prompts * max(1, recipe.evaluate.best_of))
-    new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
-    prompt = recipe.ppo.max_prompt_tokens
+    requests = recipe.evaluate.prompts * max(1, recipe.evaluate.best_of)
     yield from _loading(recipe, shape, machine, first=False)
+    new = recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens
+    yield from _answering(recipe, shape, machine, requests, new, roles)
+
+
+def _answering(
+    recipe: Recipe, shape: Shape, machine: Machine, requests: int, new: int, roles: Sequence[Method]
+) -> Iterator[Moment]:
+    """Answers of up to `new` tokens to the exam's prompts, or to those that are watched, and reading them."""
+    sequences, prompt = min(SLOTS, requests), recipe.ppo.max_prompt_tokens
     yield memory.sampling(
         shape, machine, sequences=sequences, prompts=sequences, prompt_tokens=prompt, new_tokens=new, roles=roles
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stackllama.recipe_training import DPO, PPO, Optimization, Section, dpo_contradictions, ppo_contradictions
+from stackllama.recipe_training import DPO, PPO, Optimization, Section, Watch, dpo_contradictions, ppo_contradictions
 
 EMBEDDED = "embedded"
 EMBEDDED_TEXT = "embedded-text"
@@ -318,6 +318,7 @@ class Recipe(Section):
     reward: Reward = Field(default_factory=Reward, description="The reward model, and the judge.")
     ppo: PPO = Field(default_factory=PPO, description="PPO against the reward model.")
     dpo: DPO = Field(default_factory=DPO, description="DPO on the reward split's pairs, where `policy` is `dpo`.")
+    watch: Watch = Field(default_factory=Watch, description="What is looked at while the policy is trained.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What is measured after training.")
     guard: Guard = Field(default_factory=Guard, description="Faults of single steps, in every trained stage.")
     compute: Compute = Field(default_factory=Compute, description="The machine.")
@@ -372,12 +373,22 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if "ppo" in recipe.stages:
         yield from ppo_contradictions(recipe.ppo)
         yield from _sampler_contradictions(recipe)
+        yield from _bound_contradictions(recipe)
     if "dpo" in recipe.stages:
         yield from dpo_contradictions(recipe.dpo)
     if "evaluate" in recipe.stages and recipe.evaluate.best_of == 1:
         yield "evaluate.best_of = 1 has nothing to choose from; make it at least 2, or 0 for none"
     yield from _guard_contradictions(recipe.guard)
     yield from _base_contradictions(recipe)
+
+
+def _bound_contradictions(recipe: Recipe) -> Iterator[str]:
+    bound, kl = recipe.watch.kl_bound, recipe.ppo.kl
+    if recipe.watch.every is not None and kl.controller == "adaptive" and bound < kl.target:
+        yield (
+            f"watch.kl_bound = {bound:g} is below ppo.kl.target = {kl.target:g}, which the controller steers to: no "
+            "weights would be kept; raise the bound, or lower the target"
+        )
 
 
 def _sampler_contradictions(recipe: Recipe) -> Iterator[str]:

@@ -40,7 +40,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p", "do_sample", "num_beams"), _WILD),
     **dict.fromkeys(
         ("repetition_penalty", "no_repeat_ngram_size", "logit_bias", "bad_words"),
-        f"{_ANOTHER}. Repetition is watched and ends the training: ppo.watch.limits.repetition",
+        f"{_ANOTHER}. Repetition is watched and ends the training: watch.limits.repetition",
     ),
     **dict.fromkeys(
         ("min_length", "min_new_tokens", "min_tokens", "suppress_eos", "suppress_tokens", "ignore_eos"), _LENGTH

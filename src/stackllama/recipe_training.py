@@ -104,7 +104,7 @@ class WatchLimits(Section):
 
 
 class Watch(Section):
-    """What is looked at while PPO trains, on prompts held back from it; docs/hacking.md explains the measures."""
+    """What is looked at while the policy is trained, on prompts held back from it; docs/hacking.md has the measures."""
 
     every: int | None = Field(
         10, ge=1, description="Batches between two evaluations; one more comes after the last. None: no watching."
@@ -112,11 +112,8 @@ class Watch(Section):
     prompts: int = Field(
         64, ge=2, description="Questions of the ppo split that are held back for it, but at most a quarter of those."
     )
-    kl_bound: float | None = Field(
-        None,
-        gt=0,
-        description="KL of a response, in nats, over which an evaluation's weights are not kept; none: twice "
-        "`ppo.kl.target`.",
+    kl_bound: float = Field(
+        12.0, gt=0, description="KL of a response, in nats, over which an evaluation's weights are not kept."
     )
     stop_on_alarm: bool = Field(True, description="Whether an alarm ends the training.")
     limits: WatchLimits = Field(default_factory=WatchLimits, description="Where alarms begin; none: never.")
@@ -200,7 +197,6 @@ class PPO(Optimization):
         0.15, gt=0, description="KL per token from the sampling policy, in nats, that ends a batch; none: never."
     )
     kl: KL = Field(default_factory=KL, description="The penalty that keeps the policy near the SFT model.")
-    watch: Watch = Field(default_factory=Watch, description="What is looked at while PPO trains.")
 
 
 class DPO(Optimization):
@@ -260,12 +256,6 @@ def ppo_contradictions(ppo: PPO) -> Iterator[str]:
         yield from _kl_loss_contradictions(ppo.kl)
     if ppo.kl.controller != "adaptive":
         return
-    bound = ppo.watch.kl_bound
-    if ppo.watch.every is not None and bound is not None and bound < ppo.kl.target:
-        yield (
-            f"ppo.watch.kl_bound = {bound:g} is below ppo.kl.target = {ppo.kl.target:g}, which the controller steers "
-            "to: no weights would be kept; raise the bound, or lower the target"
-        )
     if ppo.kl.coefficient == 0:
         yield "ppo.kl.coefficient = 0 can never be adapted: set it above 0, or ppo.kl.controller to fixed"
     episodes = ppo.prompts_per_step * ppo.samples_per_prompt

@@ -50,11 +50,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "reward": ("data", "sft"),
     "judge": ("data", "sft"),
     "ppo": ("data", "sft", "reward", "judge"),
-    "dpo": ("data", "sft"),
+    "dpo": ("data", "sft", "reward", "judge"),
     "evaluate": ("data", "sft", "reward", "judge"),
 }
-"""What a stage is made from, whatever makes the policy; `needs` adds that. The judge steers no step of PPO, but says
-which weights it leaves."""
+"""What a stage is made from, whatever makes the policy; `needs` adds that. The judge steers no step of a policy's
+training, but says which weights it leaves; DPO is watched by reward model and judge, and learns from neither."""
 
 FIRST_TOUCHED: dict[str, str | None] = {
     "seed": "data",
@@ -70,6 +70,7 @@ FIRST_TOUCHED: dict[str, str | None] = {
     "ppo.method": "sft",
     "dpo.method": "sft",
     "policy": "ppo",  # the first of the two: a run that has begun either keeps it
+    "watch": "ppo",
     **{stage: stage for stage in STAGES},
 }
 """First stage that a key, or any key of a section, changes. None, and keys that are not here, change nothing that is
@@ -327,6 +328,8 @@ def first_touched(key: str, policy: str = "ppo") -> str | None:
     where none does.
     """
     first = _first_touched(key)
+    if key.startswith("watch."):
+        return policy
     if first in POLICY_STAGES and first != policy and key != "policy":
         return "evaluate" if key in SAMPLED_AS else None
     return first

@@ -292,10 +292,13 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             add_value(trunk, recipe)
         questions, prompts = prompt_trees(recipe, run, tokenizer, "ppo")
         trained, held_back = watched_prompts(recipe, prompts.items)
+        if held_back:
+            load_roles(assembled, run.folder, "judge")
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         source = experience(recipe, run.folder, assembled, trained)
-        watched = watch(recipe, run, assembled, source, questions, held_back) if held_back else None
-        steps = recipe.ppo.steps * recipe.ppo.epochs * recipe.ppo.minibatches
+        rounds = recipe.ppo.steps
+        watched = watch(recipe, run, assembled, source, rounds, questions, held_back) if held_back else None
+        steps = rounds * recipe.ppo.epochs * recipe.ppo.minibatches
         rate = train(
             recipe,
             run,
@@ -310,7 +313,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
             beside=value_objective(recipe),
         )
         if source.stopped is not None:
-            print(f"ppo: stopped after {source.between_rounds} of {recipe.ppo.steps} rounds: {source.stopped}")
+            print(f"ppo: stopped after {source.between_rounds} of {rounds} rounds: {source.stopped}")
         unwatched = {"steps": source.between_rounds, "stopped_because": source.stopped}
         seen = leave_best(watched, trunk) if watched else unwatched
         save_role(folder / FINAL, trunk, POLICY, head=head, trunk_hash=assembled.trunk_hash)
@@ -319,7 +322,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
 
 
 def run_dpo(recipe: Recipe, run: Run) -> None:
-    """Direct preference optimization of the policy on the pairs that the reward model learns from."""
+    """Direct preference optimization of the policy on the reward model's pairs; watched as PPO is."""
     if run.is_complete("dpo"):
         return
     section = recipe.dpo
@@ -331,6 +334,8 @@ def run_dpo(recipe: Recipe, run: Run) -> None:
         trunk, most = assembled.trunk, section.answers_per_question
         _, trees = paired_trees(recipe, run, assembled.tokenizer, "reward", answers_per_question=most)
         atomic_write_json(folder / "left_out.json", {"reward": dict(trees.left_out)})
+        if recipe.watch.every is not None:
+            load_roles(assembled, run.folder, "reward", "judge")
         add_trained(trunk, POLICY, section, seed=stage_seed(recipe, "dpo/adapter"))
         pairs = reward_source(
             trees.items,
@@ -341,11 +346,15 @@ def run_dpo(recipe: Recipe, run: Run) -> None:
             seed=stage_seed(recipe, "dpo/order"),
         )
         source, steps = PreferenceSource(trunk, pairs), pairs.total_steps
-        shown = ("loss", "accuracy", "margin", "learning_rate")
-        rate = train(recipe, run, "dpo", trunk, dpo_objective(recipe), source, section, steps, shown=shown)
+        questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "ppo")
+        held_back = watched_prompts(recipe, prompts.items)[1]
+        watched = watch(recipe, run, assembled, source, steps, questions, held_back) if held_back else None
+        shown, learned = ("loss", "accuracy", "margin", "learning_rate"), dpo_objective(recipe)
+        rate = train(recipe, run, "dpo", trunk, learned, watched or source, section, steps, shown=shown)
+        seen = leave_best(watched, trunk) if watched else {"steps": steps}
         save_role(folder / FINAL, trunk, POLICY, head=None, trunk_hash=assembled.trunk_hash)
-        numbers = {"pairs_per_second": None if rate is None else rate * _pairs_each(trees.items), "steps": steps}
-        merge_summary(run.folder, {"dpo": numbers})
+        pairs_per_second = None if rate is None else rate * _pairs_each(trees.items)
+        merge_summary(run.folder, {"dpo": {"pairs_per_second": pairs_per_second, **seen}})
         outputs |= {FINAL: digest_folder(folder / FINAL)}
 
 

@@ -81,7 +81,18 @@ class RankingNumbers(Part):
     steps: int | None = _number("Optimizer steps.")
 
 
-class PPONumbers(Part):
+class WatchedNumbers(Part):
+    """What came of watching a policy's training."""
+
+    alarms: int | None = _number("Evaluations during training that raised an alarm (see the metrics glossary).")
+    stopped_because: str | None = _text(
+        "Why training ended before its last batch: an alarm, or a KL that reached its target."
+    )
+    chosen_step: int | None = _number("Optimizer step whose weights were left.")
+    chosen_because: str | None = _text("Why these weights.")
+
+
+class PPONumbers(WatchedNumbers):
     """The policy (whatever made it) against the SFT model, on the same held-out prompts; and what PPO notes."""
 
     prompts: int | None = _number("Held-out questions answered.")
@@ -112,15 +123,9 @@ class PPONumbers(Part):
     repetition_after: float | None = _number("Repetition in the policy's answers.")
     episodes_per_second: float | None = _number("Responses sampled and learned from, per second of the stage's steps.")
     steps: int | None = _number("Batches sampled and learned from.")
-    alarms: int | None = _number("Evaluations during training that raised an alarm (see the metrics glossary).")
-    stopped_because: str | None = _text(
-        "Why training ended before its last batch: an alarm, or a KL that reached its target."
-    )
-    chosen_step: int | None = _number("Optimizer step whose weights PPO left.")
-    chosen_because: str | None = _text("Why these weights.")
 
 
-class DPONumbers(Part):
+class DPONumbers(WatchedNumbers):
     """Direct preference optimization, where it makes the policy. How the policy then does stands under `ppo`."""
 
     pairs_per_second: float | None = _number("Pairs trained on, per second of the stage's steps.")

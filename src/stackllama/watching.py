@@ -1,10 +1,11 @@
-"""Watching PPO as a recipe asks for it: what is looked at, with what, and which weights are left in the end."""
+"""Watching a policy's training as a recipe asks: what is looked at, with what, and which weights are left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from stackllama.assembly import Assembled, load_roles, resampling, stage_seed
+from stackllama.assembly import Assembled, resampling, stage_seed
 from stackllama.data.posts import Question
 from stackllama.data.synthetic import community as synthetic
 from stackllama.evaluate.hacking import Limits
@@ -18,6 +19,8 @@ from stackllama.tokens.forest import Tree
 from stackllama.tokens.template import question_text
 from stackllama.train.metrics import JsonlLog
 
+RowT = TypeVar("RowT")
+
 LOG = "watch.jsonl"
 
 
@@ -25,16 +28,17 @@ def watch(
     recipe: Recipe,
     run: Run,
     assembled: Assembled,
-    source: Rounds,
+    source: Rounds[RowT],
+    rounds: int,
     questions: Sequence[Question],
     prompts: Sequence[Tree],
-) -> Watched:
-    """PPO's source, watched on prompts of its split that it does not train on; the judge joins the trunk.
+) -> Watched[RowT]:
+    """The policy's source, watched on prompts of the ppo split that it does not train on.
 
-    questions: those that the prompts' keys are places in.
+    The trunk has the roles "reward" and "judge". rounds: of the whole training; questions: those that the prompts' keys
+    are places in.
     """
-    load_roles(assembled, run.folder, "judge")
-    trunk, tokenizer, section = assembled.trunk, assembled.tokenizer, recipe.ppo.watch
+    trunk, tokenizer, section = assembled.trunk, assembled.tokenizer, recipe.watch
     assert section.every is not None, "there is nothing to watch"
 
     def gold(prompt: Tree, answer: str) -> float:
@@ -46,7 +50,7 @@ def watch(
         tokenizer,
         prompts,
         Sampling(
-            seed=stage_seed(recipe, "ppo/watch/sampling"),
+            seed=stage_seed(recipe, "ppo/watch/sampling"),  # whatever makes the policy: rivals are looked at alike
             max_new_tokens=recipe.ppo.max_new_tokens,
             eos_id=tokenizer.eos_id,
         ),
@@ -54,9 +58,9 @@ def watch(
         row_tokens=recipe.compute.row_tokens,
     )
     settings = Settings(
-        rounds=recipe.ppo.steps,
+        rounds=rounds,
         every=section.every,
-        kl_bound=kl_bound(recipe),
+        kl_bound=section.kl_bound,
         stop=section.stop_on_alarm,
         limits=Limits(**section.limits.model_dump()),
         resampling=resampling(recipe),
@@ -66,18 +70,12 @@ def watch(
         look,
         lambda: trunk.state(POLICY),
         settings=settings,
-        log=JsonlLog(run.stage("ppo") / LOG),
-        tell=lambda text: print(f"ppo: {text}"),
+        log=JsonlLog(run.stage(recipe.policy) / LOG),
+        tell=lambda text: print(f"{recipe.policy}: {text}"),
     )
 
 
-def kl_bound(recipe: Recipe) -> float:
-    """The KL, in nats, over which no weights are kept."""
-    bound = recipe.ppo.watch.kl_bound
-    return 2 * recipe.ppo.kl.target if bound is None else bound
-
-
-def leave_best(watched: Watched, trunk: Trunk) -> dict[str, float | str | None]:
+def leave_best(watched: Watched[RowT], trunk: Trunk) -> dict[str, float | str | None]:
     """Put the chosen weights into the policy; gives what the summary says of it."""
     choice = watched.choice()
     if choice.weights is not None:

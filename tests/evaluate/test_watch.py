@@ -256,7 +256,7 @@ def test_prompts_are_held_back_once_and_for_all() -> None:
     assert hold_back(prompts, 6, seed=3) == (trained, held)
     assert hold_back(prompts, 6, seed=4)[1] != held
     assert len(hold_back(prompts, 99, seed=3)[1]) == 10  # a quarter
-    with pytest.raises(DataError, match=r"of 7 prompts .* set ppo\.watch\.every to null"):
+    with pytest.raises(DataError, match=r"of 7 prompts .* set watch\.every to null"):
         hold_back(prompts[:7], 6, seed=3)
 
 
@@ -337,7 +337,7 @@ def make_loop(
         add_value(trunk)
         changes["value_role"] = "value"
     prompts, held = hold_back(make_prompts(), 5, seed=0)
-    source: ExperienceSource | Watched = make_source(trunk, prompts, **changes)
+    source: ExperienceSource | Watched[PPORow] = make_source(trunk, prompts, **changes)
     if watched:
         settings = replace(SETTINGS, rounds=3, every=1, stop=False, kl_bound=100.0)
         log = JsonlLog(folder / "watch.jsonl")

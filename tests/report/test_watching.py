@@ -19,7 +19,7 @@ from stackllama.report.reading import read_log
 from stackllama.report.watching import MEASURES, SCORERS, figures_of, frontier
 
 LIMITS = {"repetition": 0.1, "fences": 0.05, "length": 2.0, "perplexity": 2.0, "distance": 1.0}
-RECIPE: dict[str, Any] = {"ppo": {"kl": {"target": 2.0}, "watch": {"kl_bound": None, "limits": LIMITS}}}
+RECIPE: dict[str, Any] = {"watch": {"kl_bound": 4.0, "limits": LIMITS}}
 STEPS, KL = (0, 40, 80, 120, 160), (0.0, 1.1, 2.3, 3.2, 5.1)
 CURVES = {
     "reward_gain": (0.0, 0.5, 0.9, 1.3, 1.8),

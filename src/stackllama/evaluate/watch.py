@@ -1,9 +1,9 @@
-"""Watching a policy while PPO trains it: a source of batches that looks, between two rounds, at what has been learned.
+"""Watching a policy while it is trained: a source of batches that looks, between two rounds, at what has been learned.
 
-`Watched` stands between the loop and PPO's own source and passes its batches on. Every so many rounds, and after the
-last one, the live policy answers the held-back prompts; the record goes to a log, alarms may end the training, and the
-weights that the judge likes best are kept. Nothing of the training is touched: sampling noise is keyed, so no random
-generator is drawn from, and roles are entered and left as the source itself does.
+`Watched` stands between the loop and the source of PPO, or of DPO, and passes its batches on. Every so many rounds, and
+after the last one, the live policy answers the held-back prompts; the record goes to a log, alarms may end the
+training, and the weights that the judge likes best are kept. Nothing of the training is touched: sampling noise is
+keyed, so no random generator is drawn from, and roles are entered and left as the source itself does.
 
 What was seen is part of the source's state, so a checkpoint holds it with the weights it belongs to, and a resumed run
 ends like one that was never stopped. The log is written from that state.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,6 @@ from stackllama.evaluate.hacking import Answers, Floats, Limits, Record
 from stackllama.evaluate.policy import answer_prompts
 from stackllama.evaluate.statistics import Resampling
 from stackllama.model.roles import REFERENCE, Trunk
-from stackllama.objectives.ppo import PPORow
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY
 from stackllama.tokens.batches import Batch, Source, StepResult
@@ -32,6 +31,8 @@ from stackllama.tokens.forest import Tree
 from stackllama.tokens.template import decode_answer
 from stackllama.tokens.tokenizer import Tokenizer
 from stackllama.train.metrics import JsonlLog
+
+RowT = TypeVar("RowT")
 
 SHARE = 4
 """At most one in so many prompts is held back."""
@@ -49,8 +50,8 @@ Look = Callable[[str], Seen]
 """Lets a role answer the held-back prompts."""
 
 
-class Rounds(Source[PPORow], Protocol):
-    """A source that works in rounds."""
+class Rounds(Source[RowT], Protocol[RowT]):
+    """A source that works in rounds: PPO samples for each, to DPO a batch is one."""
 
     @property
     def between_rounds(self) -> int | None:
@@ -95,7 +96,7 @@ def hold_back(prompts: Sequence[Tree], count: int, *, seed: int) -> tuple[list[T
     if taken < 2:
         raise DataError(
             f"of {len(prompts)} prompts in the ppo split one in {SHARE} may be held back for watching, at least 2 are "
-            "needed; give more data, raise data.splits.ppo or ppo.max_prompt_tokens, or set ppo.watch.every to null"
+            "needed; give more data, raise data.splits.ppo or ppo.max_prompt_tokens, or set watch.every to null"
         )
     held = set(np.random.default_rng([seed]).permutation(len(prompts))[:taken].tolist())
     return (
@@ -129,12 +130,12 @@ def look_at(
     return look
 
 
-class Watched:
-    """PPO's source, watched. weights: gives the policy's live tensors; tell: says a sentence to the user."""
+class Watched(Generic[RowT]):
+    """A policy's source, watched. weights: gives the policy's live tensors; tell: says a sentence to the user."""
 
     def __init__(
         self,
-        source: Rounds,
+        source: Rounds[RowT],
         look: Look,
         weights: Callable[[], Mapping[str, Tensor]],
         *,
@@ -198,7 +199,7 @@ class Watched:
         """Nothing but what the source prepares."""
         self._source.prepare()
 
-    def next(self) -> Batch[PPORow] | None:
+    def next(self) -> Batch[RowT] | None:
         """The source's next batch; between two rounds the policy is looked at first, where it is time to."""
         ended = self._source.between_rounds
         if ended is not None and self._is_due(ended):

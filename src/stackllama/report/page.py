@@ -58,18 +58,19 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
     target, judge, method = kl_target(run), number(run.summary, "judge", "accuracy"), policy_method(run.recipe)
     roles, level = _roles(run.summary, method), coverage(run)
+    stage = policy_stage(run.recipe)
     samples = _samples(run.samples, roles)
     guard, unseen_events = events.rows(run.events)
     drawn = {
-        stage: figures.stage(stage, run.logs[stage], targets={"kl": (f"target {target:g}", target)} if target else None)
-        for stage in STAGES
+        one: figures.stage(one, run.logs[one], targets={"kl": (f"target {target:g}", target)} if target else None)
+        for one in STAGES
     }
     return template("template.html.jinja").render(
         name=run.name,
         base=_base(run.recipe),
         level=level,
         method=method,
-        stage=policy_stage(run.recipe),
+        stage=stage,
         verdict=verdict(run.summary, target=target, level=level, method=method),
         counts=_counts(run),
         splits=_splits(run.data),
@@ -80,8 +81,8 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         plots=drawn,
         guard=guard,
         unseen_events=unseen_events,
-        watched=watching.figures_of(run.watch, run.recipe, chosen=number(run.summary, "ppo", "chosen_step")),
-        watch_words=watching.words(run.summary),
+        watched=watching.figures_of(run.watch, run.recipe, chosen=number(run.summary, stage, "chosen_step")),
+        watch_words=watching.words(run.summary, stage),
         alarms=[(show(step, 0), text) for step, text in run.alarms],
         accuracy=_accuracy_plot(run.summary),
         advantage=_advantage_plot(run.summary),

@@ -21,14 +21,13 @@ from stackllama.summary import FILE, read_summary
 
 STAGES = ("sft", "reward", "judge", "ppo", "dpo")
 """Stages with a `metrics.jsonl`."""
-WATCH = "ppo/watch.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a run folder says; a file that is not there gives an empty value. `events`: the lines of each stage's log
-    that tell what the guard did; `torn`: unreadable lines of each file; `watch`: what was seen while PPO trained, and
-    `alarms` the (step, reasons) of it.
+    that tell what the guard did; `torn`: unreadable lines of each file; `watch`: what was seen while the policy was
+    trained, and `alarms` the (step, reasons) of it.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`,
-    `ppo/watch.jsonl`, `evaluate/*.json`.
+    POLICY'S STAGE/`watch.jsonl`, `evaluate/*.json`.
 
     Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
     """
@@ -59,14 +58,16 @@ def read_run(folder: Path) -> Run:
         logs[stage], skipped = read_log(folder / stage / "metrics.jsonl")
         if skipped:
             torn[f"{stage}/metrics.jsonl"] = skipped
-    watch, skipped = read_log(folder / WATCH)
+    recipe = _read(folder / "recipe.yaml", dict)
+    log = f"{policy_stage(recipe)}/watch.jsonl"
+    watch, skipped = read_log(folder / log)
     if skipped:
-        torn[WATCH] = skipped
+        torn[log] = skipped
     samples = _read(folder / "evaluate" / "samples.json", list)
     run = Run(
         name=folder.resolve().name,
         summary=_summary(folder),
-        recipe=_read(folder / "recipe.yaml", dict),
+        recipe=recipe,
         lineage=_read(folder / "lineage.json", dict),
         data=_read(folder / "data" / "report.json", dict),
         policy=_read(folder / "evaluate" / "policy.json", dict),
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> Run:
         events=events,
         torn=torn,
         watch=watch,
-        alarms=read_texts(folder / WATCH, "alarms"),
+        alarms=read_texts(folder / log, "alarms"),
     )
     if not (run.summary or run.data or any(run.logs.values())):
         raise RunError(f"{folder} has no summary.json, no data report and no metrics; run a stage in it first")

@@ -1,6 +1,6 @@
-"""What was seen while PPO trained, as figures: the frontier of reward over KL, and each measure of hacking over steps.
+"""What was seen while a policy was trained, as figures: the frontier of reward over KL, and each measure of hacking.
 
-All numbers come from `ppo/watch.jsonl`, one point for each of its lines; limits and bound come from the recipe.
+All numbers come from the stage's `watch.jsonl`, one point for each of its lines; limits and bound come from the recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCORERS = (
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A change that is drawn over steps. limit: its key in `ppo.watch.limits`; factor: the limit holds both ways."""
+    """A change that is drawn over steps. limit: its key in `watch.limits`; factor: the limit holds both ways."""
 
     metric: str
     limit: str
@@ -61,20 +61,20 @@ MEASURES = (
 def figures_of(log: Log, recipe: Mapping[str, Any], *, chosen: float | None) -> list[Drawn]:
     """The figures that the log has points for, the frontier first; none where nothing was watched.
 
-    chosen: the step whose weights PPO left, which is ringed.
+    chosen: the step whose weights were left, which is ringed.
     """
     if not log.get("kl"):
         return []
-    limits = {one.limit: number(recipe, "ppo", "watch", "limits", one.limit) for one in MEASURES}
+    limits = {one.limit: number(recipe, "watch", "limits", one.limit) for one in MEASURES}
     over_steps = [_over_steps(one, log, limits[one.limit]) for one in MEASURES if log.get(one.metric)]
-    return [frontier(log, bound=_bound(recipe), chosen=chosen), *over_steps]
+    return [frontier(log, bound=number(recipe, "watch", "kl_bound"), chosen=chosen), *over_steps]
 
 
-def words(summary: Mapping[str, Any]) -> list[str]:
-    """What became of the training, in sentences: what stopped it before its end, and which weights it left."""
-    ppo = summary.get("ppo")
-    texts = ppo if isinstance(ppo, Mapping) else {}
-    said, step = [], number(summary, "ppo", "chosen_step")
+def words(summary: Mapping[str, Any], stage: str) -> list[str]:
+    """What became of this stage's training, in sentences: what stopped it before its end, and which weights it left."""
+    found = summary.get(stage)
+    texts = found if isinstance(found, Mapping) else {}
+    said, step = [], number(summary, stage, "chosen_step")
     if isinstance(stopped := texts.get("stopped_because"), str):
         said.append(f"The training ended before its last batch: {stopped}.")
     if step is not None and isinstance(reason := texts.get("chosen_because"), str):
@@ -141,9 +141,3 @@ def _mark(axes: Axes, value: float, points: Sequence[tuple[float, float]]) -> No
     reach = max(max(values) - min(values), 0.25 * abs(value))
     if min(values) - reach <= value <= max(values) + reach:
         axes.axhline(value, color=INKS["limit"], linewidth=1.3, linestyle=(0, (4, 3)))
-
-
-def _bound(recipe: Mapping[str, Any]) -> float | None:
-    """The KL over which no weights are kept, in nats: as set, or twice the controller's target."""
-    bound, target = number(recipe, "ppo", "watch", "kl_bound"), number(recipe, "ppo", "kl", "target")
-    return bound if bound is not None else 2 * target if target is not None else None

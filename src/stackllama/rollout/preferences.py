@@ -13,21 +13,30 @@ from typing import Any
 
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.objectives.dpo import DPORow
-from stackllama.tokens.batches import Batch, RewardRow, Source, StepResult
+from stackllama.tokens.batches import Batch, RewardRow, StepResult
 from stackllama.tokens.forest import branch_targets
+from stackllama.tokens.sources import Dealt, PlannedSource
 
 
 class PreferenceSource:
     """Batches of ``pairs`` with the reference's log-probabilities; the order, the state and the progress are its own.
 
-    pairs: whole questions with their pairs, such as `tokens.sources.reward_source` gives.
+    pairs: whole questions with their pairs, as `tokens.sources.reward_source` gives them. Each batch is a round.
     """
 
-    def __init__(self, trunk: Trunk, pairs: Source[RewardRow]) -> None:
+    stopped: str | None = None
+    """Why it ended before its last round: it never does."""
+
+    def __init__(self, trunk: Trunk, pairs: PlannedSource[Dealt, RewardRow]) -> None:
         self.unit = pairs.unit
         self.total_work = pairs.total_work
         self._trunk = trunk
         self._pairs = pairs
+
+    @property
+    def between_rounds(self) -> int:
+        """How many batches have been learned from; no round is ever entered twice."""
+        return self._pairs.given
 
     def prepare(self) -> None:
         """Pack the next batch; the reference reads it when it is asked for, as another role is in use till then."""

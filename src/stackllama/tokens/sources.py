@@ -47,6 +47,10 @@ class PairedTree:
         return len(self.tree)
 
 
+Dealt = tuple[PairedTree, ...]
+"""A question: one tree, or several where its answers do not fit in one row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[ItemT]):
     """Encoded items, and how many were left out under which reason."""
@@ -285,6 +289,11 @@ class PlannedSource(Generic[ItemT, RowT]):
         self._place = 0
         self._ready: Batch[RowT] | None = None
 
+    @property
+    def given(self) -> int:
+        """How many of the planned batches have been given out."""
+        return self._place
+
     def prepare(self) -> None:
         """Make the next planned batch and keep it; the place stays."""
         if self._ready is None and self._place < len(self._plan):
@@ -350,7 +359,7 @@ def reward_source(
     epochs: float,
     max_steps: int | None,
     seed: int,
-) -> PlannedSource[tuple[PairedTree, ...], RewardRow]:
+) -> PlannedSource[Dealt, RewardRow]:
     """Whole questions, so many a step; a question dealt to several trees stays in one step and counts once.
 
     The count ``questions``, which divides the loss, is the sum of their weights; ``length_ratios`` is the weighted sum
@@ -361,7 +370,7 @@ def reward_source(
         by_question.setdefault(item.tree.key, []).append(item)
     questions = [tuple(items) for items in by_question.values()]
 
-    def make(chosen: list[tuple[PairedTree, ...]]) -> Batch[RewardRow]:
+    def make(chosen: list[Dealt]) -> Batch[RewardRow]:
         flat = [item for question in chosen for item in question]
         rows = tuple(reward_row(trees) for trees in pack(flat, row_tokens))
         weight = sum(items[0].weight for items in chosen)
