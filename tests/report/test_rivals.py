@@ -84,6 +84,10 @@ def test_where_to_compare_is_the_bound_of_best_of_n_or_the_smallest_final_kl(tmp
     with_best = make_run(tmp_path / "best", best_of=16)
     assert groups(read_rivals([long, short]))[0].kl() == 2.0
     assert groups(read_rivals([long, short, with_best]))[0].kl() == 1.8351
+    log = short / "ppo" / "watch.jsonl"
+    *before, last = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    log.write_text("".join(json.dumps(line) + "\n" for line in (*before, last | {"kl": -0.01})), "utf-8")
+    assert groups(read_rivals([long, short]))[0].kl() == 3.0  # the other stands where it began
     for folder in (long, short):
         (folder / "ppo" / "watch.jsonl").unlink()
     assert groups(read_rivals([long, short]))[0].kl() is None

@@ -65,9 +65,9 @@ class Group:
 
     def kl(self) -> float | None:
         """Where to compare, in nats: at the bound of the largest best-of-n, else at the smallest final KL; None where
-        no run was watched.
+        no run was watched, or none has left the SFT model (an estimate of a KL near 0 may be negative).
         """
-        finals = [nats for rival in self.rivals if (nats := last(rival.log)) is not None]
+        finals = [nats for rival in self.rivals if (nats := last(rival.log)) is not None and nats > 0]
         for n in sorted(self.best_of, reverse=True):
             if finals:
                 return number(self.best_of[n].run.summary, "best_of", "kl_bound")
