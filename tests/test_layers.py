@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stages",
         "planning",
         "watching",
+        "auditing",
         "chat",
         "scoring",
         "comparing",

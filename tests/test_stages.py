@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 import os
@@ -108,6 +109,14 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
     for role in ("reward", "judge"):
         assert 0 <= summary[role]["accuracy_low"] <= summary[role]["accuracy"] <= summary[role]["accuracy_high"] <= 1
         assert {"longer_wins", "earlier_wins", "over_longer_low", "over_earlier_low"} <= summary[role].keys()
+        audit = json.loads((whole / role / "audit.json").read_text())
+        assert audit["accuracy"]["mean"] == summary[role]["accuracy"]
+        assert [one["accuracy"]["mean"] for one in audit["baselines"]][:2] == [
+            summary[role]["longer_wins"],
+            summary[role]["earlier_wins"],
+        ]
+        assert list(audit["reactions"]) == ["cut to half", "without their end", "with Markdown noise"]
+        assert all(one["questions"] == summary[role]["questions"] for one in audit["reactions"].values())
     assert {"reward_before", "reward_after", "kl", "win_rate", "win_rate_low", "win_rate_high"} <= summary["ppo"].keys()
     assert {"sft", "ppo", "difference", "low", "high"} == summary["gold"].keys()
     assert summary["best_of"]["n"] == 3
@@ -116,7 +125,9 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
     stages = {"data", "sft", "reward", "judge", "ppo", "evaluate"}
     assert summary["seconds"].keys() == stages | {"total"}
     assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"][stage] for stage in stages))
-    assert "<html" in (whole / "report.html").read_text()
+    page = (whole / "report.html").read_text()
+    findings = json.loads((whole / "reward/audit.json").read_text())["findings"]
+    assert all(finding in html.unescape(page) for finding in findings)
     assert set(final_weights(whole)) == {
         "sft/final/model.safetensors",
         "reward/final/role.safetensors",
@@ -155,7 +166,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(whole: Path, tmp_pa
     for stage in ("sft", "reward", "ppo"):
         kill_and_go_on(tmp_path, stage, draw=draw)
     assert final_weights(tmp_path / "runs" / "small") == final_weights(whole)
-
+    assert (tmp_path / "runs/small/reward/audit.json").read_bytes() == (whole / "reward/audit.json").read_bytes()
     for log in ("metrics.jsonl", "watch.jsonl"):
         assert (tmp_path / "runs/small/ppo" / log).read_bytes() == (whole / "ppo" / log).read_bytes()
     ours, theirs = (json.loads((run / "summary.json").read_text())["ppo"] for run in (tmp_path / "runs/small", whole))

@@ -310,7 +310,14 @@ def paired_trees(
 ) -> tuple[list[Question], Encoded[PairedTree]]:
     """The questions of a split, and their pairs encoded for a reward model or for DPO."""
     questions = store.read_questions(run.stage("data"), split)
-    trees = encode_pairs(
+    return questions, encode_paired(recipe, tokenizer, questions, answers_per_question=answers_per_question)
+
+
+def encode_paired(
+    recipe: Recipe, tokenizer: Tokenizer, questions: Sequence[Question], *, answers_per_question: int
+) -> Encoded[PairedTree]:
+    """Pairs of these questions, encoded within the recipe's limits."""
+    return encode_pairs(
         tokenizer,
         questions,
         titles=recipe.data.titles,
@@ -321,7 +328,6 @@ def paired_trees(
         by_pairs=recipe.data.preferences.weight == "pairs",
         seed=stage_seed(recipe, "reward/answers"),
     )
-    return questions, trees
 
 
 def prompt_trees(recipe: Recipe, run: Run, tokenizer: Tokenizer, split: str) -> tuple[list[Question], Encoded[Tree]]:

@@ -67,7 +67,7 @@ def _ppo_settings(recipe: Recipe) -> PPOSettings:
         kl_stop=section.policy_kl_stop,
         row_tokens=recipe.compute.row_tokens,
         curriculum=math.ceil(section.curriculum * section.steps),
-        value_warmup=section.value_warmup,
+        value_warmup=section.value_warmup if value_role(recipe) else 0,
     )
 
 

@@ -164,20 +164,34 @@ class PPO(Optimization):
         description="With `sampler: vllm`, the largest weight of a token: its probability by the trainer over that by "
         "the sampler, cut there; none: no weights.",
     )
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward per token (the original: 1).")
+    gamma: float = Field(
+        1.0, gt=0, le=1, description="Discount of a reward per token (the original: 1; `advantage: gae` only)."
+    )
     gae_lambda: float = Field(
-        0.95, ge=0, le=1, alias="lambda", description="Decay of advantage estimates per token (the original: 0.95)."
+        0.95,
+        ge=0,
+        le=1,
+        alias="lambda",
+        description="Decay of advantage estimates per token (the original: 0.95; `advantage: gae` only).",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="The policy's ratio counts within 1 - clip .. 1 + clip.")
-    value_clip: float = Field(0.2, gt=0, description="Most that a value may move from the sampled one, in reward.")
-    value_coefficient: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+    value_clip: float = Field(
+        0.2, gt=0, description="Most that a value may move from the sampled one, in reward (`advantage: gae` only)."
+    )
+    value_coefficient: float = Field(
+        0.1, ge=0, description="Weight of the value loss beside the policy loss (`advantage: gae` only)."
+    )
     value: Literal["shared", "own"] = Field(
         "shared",
-        description="What says the values: a head on the policy's own adapter (shared), or an adapter, or copy, of its "
-        "own that starts as the reward model (own), at the price of its optimizer's memory and one more pass a step.",
+        description="What says the values, with `advantage: gae`: a head on the policy's own adapter (shared), or an "
+        "adapter, or copy, of its own that starts as the reward model (own), at the price of its optimizer's memory "
+        "and one more pass a step.",
     )
     value_warmup: int = Field(
-        0, ge=0, description="Batches at the start from which the value alone learns, while the policy does not move."
+        0,
+        ge=0,
+        description="Batches at the start from which the value alone learns, while the policy does not move "
+        "(`advantage: gae` only).",
     )
     entropy_bonus: float = Field(
         0.0, ge=0, description="Weight of the mean entropy of a token, in nats, that the loss rewards; 0: none."
@@ -247,7 +261,7 @@ def ppo_contradictions(ppo: PPO) -> Iterator[str]:
             f"ppo.value_warmup = {ppo.value_warmup} leaves the policy none of ppo.steps = {ppo.steps} batches: lower "
             "it, or raise steps"
         )
-    if ppo.value_warmup and ppo.value_coefficient == 0:
+    if ppo.advantage == "gae" and ppo.value_warmup and ppo.value_coefficient == 0:
         yield (
             f"ppo.value_warmup = {ppo.value_warmup} would learn nothing with ppo.value_coefficient = 0: raise that, or "
             "set value_warmup to 0"
@@ -290,18 +304,6 @@ def _advantage_contradictions(ppo: PPO) -> Iterator[str]:
         yield (
             "ppo.whiten = true would have all but the best samples unlearned, and ppo.advantage = best leaves them "
             "alone: set whiten to false"
-        )
-    for name in ("gamma", "gae_lambda", "value_clip", "value_coefficient", "value_warmup"):
-        field = PPO.model_fields[name]
-        if getattr(ppo, name) != field.default:
-            yield (
-                f"ppo.{field.alias or name} = {getattr(ppo, name):g} is for a value head, and ppo.advantage = "
-                f"{ppo.advantage} has none; leave it at {field.default:g}, or set ppo.advantage to gae"
-            )
-    if ppo.value != "shared":
-        yield (
-            f"ppo.value = {ppo.value} is for values, and ppo.advantage = {ppo.advantage} has none; leave it at shared, "
-            "or set ppo.advantage to gae"
         )
 
 

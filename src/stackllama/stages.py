@@ -39,6 +39,8 @@ from stackllama.assembly import (
     watched_prompts,
     weight_type,
 )
+from stackllama.auditing import FILE as AUDIT
+from stackllama.auditing import audit_reward_model
 from stackllama.data.building import build
 from stackllama.data.pairs import baselines
 from stackllama.data.store import store
@@ -254,6 +256,10 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         center_rewards(trunk, role, trees.items[:CENTERED_ON], row_tokens=recipe.compute.row_tokens)
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
         exam = examine(questions, judged, **resampling(recipe))
+        audited = audit_reward_model(recipe, run, role, trunk, assembled.tokenizer, questions, held_out.items, judged)
+        atomic_write_json(folder / AUDIT, audited)
+        for sentence in audited["findings"]:
+            print(f"{role}: {sentence}")
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
         numbers = {
             **flat("accuracy", exam.accuracy),
@@ -267,7 +273,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
             "steps": source.total_steps,
         }
         merge_summary(run.folder, {"confidence": recipe.evaluate.confidence, role: numbers})
-        outputs |= {FINAL: digest_folder(folder / FINAL)}
+        outputs |= {FINAL: digest_folder(folder / FINAL), AUDIT: digest_file(folder / AUDIT)}
 
 
 def run_ppo(recipe: Recipe, run: Run) -> None:

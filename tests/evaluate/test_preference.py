@@ -30,10 +30,10 @@ QUESTIONS = [
     question(3, [("same", "2020-01-02"), ("size", "2020-01-01")]),
 ]
 JUDGED = [
-    JudgedPair(0, 0, 1, 2.0),  # right; longer and earlier
-    JudgedPair(0, 2, 1, -1.0),  # wrong; longer and later
-    JudgedPair(1, 0, 1, 0.5),  # right; shorter and later
-    JudgedPair(2, 0, 1, 0.0),  # a tie of scores and of lengths; later
+    JudgedPair(0, 0, 1, 2.0, 0.0),  # right; longer and earlier
+    JudgedPair(0, 2, 1, -1.0, 0.0),  # wrong; longer and later
+    JudgedPair(1, 0, 1, 0.5, 0.0),  # right; shorter and later
+    JudgedPair(2, 0, 1, 0.0, 0.0),  # a tie of scores and of lengths; later
 ]
 
 

@@ -31,13 +31,19 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
     """A pair as the model scores it: its question and answers (places in the list of questions, and in the question's
-    answers), and the score of the better minus that of the worse.
+    answers), and the score of each.
     """
 
     question: int
     better: int
     worse: int
-    margin: float
+    better_score: float
+    worse_score: float
+
+    @property
+    def margin(self) -> float:
+        """The score of the better answer minus that of the worse one."""
+        return self.better_score - self.worse_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,9 @@ def judge_pairs(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_tok
         for packed in pack(trees, row_tokens):
             row = reward_row(packed)
             score_B = scorer.score(HEAD, scorer.hidden_at(row.forest, row.last_B))
-            margin_P = (score_B[row.better_P] - score_B[row.worse_P]).tolist()
+            scores = zip(score_B[row.better_P].tolist(), score_B[row.worse_P].tolist(), strict=True)
             places = [(one.tree.key, one.answers[b], one.answers[w]) for one in packed for b, w in one.pairs]
-            judged += [JudgedPair(*place, margin) for place, margin in zip(places, margin_P, strict=True)]
+            judged += [JudgedPair(*place, *pair) for place, pair in zip(places, scores, strict=True)]
     return judged
 
 

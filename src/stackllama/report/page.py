@@ -17,7 +17,7 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import events, figures, tables, watching
+from stackllama.report import audit, events, figures, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import clipped, is_web, template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, policy_stage, read_run
@@ -84,8 +84,9 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         watched=watching.figures_of(run.watch, run.recipe, chosen=number(run.summary, stage, "chosen_step")),
         watch_words=watching.words(run.summary, stage),
         alarms=[(show(step, 0), text) for step, text in run.alarms],
-        accuracy=_accuracy_plot(run.summary),
-        advantage=_advantage_plot(run.summary),
+        accuracy=_accuracy_plot(run),
+        advantage=_advantage_plot(run),
+        audited=audit.audited(run.audit),
         judge_accuracy=show(judge, None) if judge is not None else None,
         win_rate=_win_plot(run.summary, roles[1:]),
         policies=[label for role, label in roles if role != "sft"],
@@ -194,30 +195,43 @@ def _facts(summary: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
     return rows + ([("training speed, tokens a second", show(speed, 0))] if speed is not None else [])
 
 
-def _accuracy_plot(summary: Mapping[str, Any]) -> str | None:
-    rows = []
-    for key, label, ink in (
-        ("accuracy", "Reward model", "accent"),
+def _accuracy_plot(run: Run) -> str | None:
+    rows = _whiskers(run.summary, ("accuracy", "Reward model", "accent"))
+    baselines = audit.rules(run.audit)[0] or _whiskers(
+        run.summary,
         ("longer_wins", "Baseline: the longer answer wins", "second"),
         ("earlier_wins", "Baseline: the earlier answer wins", "second"),
-    ):
-        value, low, high = (number(summary, "reward", f"{key}{end}") for end in ("", "_low", "_high"))
-        if value is not None:
-            rows.append(Interval(label, value, low, high, ink))
+    )
+    rows += baselines
     return figures.whiskers("accuracy", "Accuracy", rows, reference=0.5, percent=True) if rows else None
 
 
-def _advantage_plot(summary: Mapping[str, Any]) -> str | None:
+def _whiskers(summary: Mapping[str, Any], *wanted: tuple[str, str, str]) -> list[Interval]:
+    """(key of the reward model's numbers, label, ink) of each row -> those that are known."""
+    rows = []
+    for key, label, ink in wanted:
+        value, low, high = (number(summary, "reward", f"{key}{end}") for end in ("", "_low", "_high"))
+        if value is not None:
+            rows.append(Interval(label, value, low, high, ink))
+    return rows
+
+
+def _advantage_plot(run: Run) -> str | None:
+    rows = audit.rules(run.audit)[1] or _advantages(run.summary)
+    if not rows:
+        return None
+    return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
+
+
+def _advantages(summary: Mapping[str, Any]) -> list[Interval]:
     accuracy = number(summary, "reward", "accuracy")
     rows = []
     for name in ("longer", "earlier"):
         baseline = number(summary, "reward", f"{name}_wins")
         low, high = (number(summary, "reward", f"over_{name}_{end}") for end in ("low", "high"))
         if accuracy is not None and baseline is not None and low is not None:
-            rows.append(Interval(f"Reward model over {name}-wins", accuracy - baseline, low, high))
-    if not rows:
-        return None
-    return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
+            rows.append(Interval(f"Over: the {name} answer wins", accuracy - baseline, low, high))
+    return rows
 
 
 def _roles(summary: Mapping[str, Any], method: str) -> list[tuple[str, str]]:

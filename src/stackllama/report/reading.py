@@ -36,6 +36,7 @@ class Run:
     lineage: Mapping[str, Any]
     data: Mapping[str, Any]
     policy: Mapping[str, Any]
+    audit: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     logs: Mapping[str, Log]
     events: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -46,7 +47,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`,
-    POLICY'S STAGE/`watch.jsonl`, `evaluate/*.json`.
+    `reward/audit.json`, POLICY'S STAGE/`watch.jsonl`, `evaluate/*.json`.
 
     Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
     """
@@ -71,6 +72,7 @@ def read_run(folder: Path) -> Run:
         lineage=_read(folder / "lineage.json", dict),
         data=_read(folder / "data" / "report.json", dict),
         policy=_read(folder / "evaluate" / "policy.json", dict),
+        audit=_read(folder / "reward" / "audit.json", dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
         events=events,

@@ -1,0 +1,167 @@
+"""The audit on models that are known: one that always prefers the longer answer, a random and a perfect one; and its
+numbers worked by hand.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from stackllama.data.posts import Answer, Attribution, Pair, Question
+from stackllama.errors import DataError
+from stackllama.evaluate.audit import Audit, audit, calibrate
+from stackllama.evaluate.findings import findings
+from stackllama.evaluate.preference import JudgedPair
+from stackllama.evaluate.statistics import Resampling
+
+WHO = Attribution("https://example/q/1", "Ann", 1, None, "CC BY-SA 4.0")
+HOW: Resampling = {"resamples": 500, "confidence": 0.95, "seed": 0}
+CODE = "```\nx = 1\n```"
+
+
+def question(number: int, better: str, worse: str, *, gap: int = 1, tag: str = "a", site: str = "one") -> Question:
+    answers = (
+        Answer(1, better, 3, False, "2020-01-02", WHO),
+        Answer(2, worse, 0, False, "2020-01-01" if number % 2 else "2020-01-03", WHO),
+    )
+    return Question(site, number, "t", "q", (tag,), 0, "2020-01-01", WHO, answers, (Pair(0, 1, gap),))
+
+
+def community(count: int = 200) -> list[Question]:
+    """The better answer is the longer one in three of five questions."""
+    return [
+        question(at, "x" * (40 if at % 5 < 3 else 10), "y" * 20, gap=1 + at % 3, tag="ab"[at % 2])
+        for at in range(count)
+    ]
+
+
+QUESTIONS = community()
+
+
+def judged(margins: list[float]) -> list[JudgedPair]:
+    return [JudgedPair(at, 0, 1, margin, 0.0) for at, margin in enumerate(margins)]
+
+
+def audited(margins: list[float]) -> Audit:
+    return audit(QUESTIONS, judged(margins), words=None, how=HOW)
+
+
+def said(margins: list[float]) -> str:
+    return " ".join(findings(audited(margins), {}))
+
+
+def by_length() -> list[float]:
+    return [math.log(len(one.answers[0].text) / len(one.answers[1].text)) for one in QUESTIONS]
+
+
+def test_a_model_that_prefers_the_longer_answer_is_found_out_though_it_is_better_than_a_coin() -> None:
+    found = audited(by_length())
+    assert found.accuracy.mean == pytest.approx(0.6)
+    assert found.accuracy.low > 0.5
+    assert found.against_length is not None
+    assert found.against_length.high == 0
+    over = {one.label: one.over for one in found.baselines}
+    assert list(over) == ["the longer answer wins", "the earlier answer wins"]  # no answer has code
+    assert (over["the longer answer wins"].low, over["the longer answer wins"].high) == (0, 0)
+    text = said(by_length())
+    assert "better than a coin" in text
+    assert "Not told apart from “the longer answer wins” (60.0%): +0.0 points" in text
+    assert "Where the better answer is the shorter one it is right in 0.0% [0.0, 0.0]: it goes by length" in text
+
+
+def test_a_random_model_is_not_told_apart_from_a_coin_by_anything() -> None:
+    margins = np.random.default_rng(1).normal(size=len(QUESTIONS)).tolist()
+    found = audited(margins)
+    assert found.accuracy.low < 0.5 < found.accuracy.high
+    assert found.against_length is not None
+    assert found.against_length.low < 0.5 < found.against_length.high
+    text = said(margins)
+    assert "of held-out pairs as the community did: not told apart from a coin." in text
+    assert "not told apart from a coin there" in text
+    assert "too sure of itself" in text
+
+
+def test_a_perfect_model_beats_every_baseline_and_knows_more_than_length() -> None:
+    margins = np.random.default_rng(1).uniform(0.1, 3.0, size=len(QUESTIONS)).tolist()
+    found = audited(margins)
+    assert found.accuracy.low == 1
+    assert min(one.over.low for one in found.baselines) > 0
+    assert found.against_length is not None
+    assert found.against_length.low == 1
+    assert {one.accuracy.mean for cut in found.slices.values() for one in cut if one.accuracy} == {1.0}
+    text = said(margins)
+    assert "what it knows is more than length" in text
+    assert "how sure it ought to be cannot be told" in text
+
+
+def test_slices_hold_each_pair_once_and_their_own_accuracy() -> None:
+    questions = [
+        question(1, "x" * 50, "y" * 10, gap=1, tag="a"),
+        question(2, "x" * 50, "y" * 10, gap=1, tag="a", site="two"),
+        question(3, CODE, "y" * 10, gap=5, tag="b"),
+        question(4, "x" * 10, "y" * 50 + CODE, gap=7, tag="b"),
+    ]
+    found = audit(questions, judged([1.0, -1.0, 1.0, 1.0]), words=None, how=HOW)
+    cuts = {name: {one.label: (one.pairs, one.accuracy) for one in cut} for name, cut in found.slices.items()}
+    assert {name: sum(pairs for pairs, _ in cut.values()) for name, cut in cuts.items()} == dict.fromkeys(cuts, 4)
+    assert set(cuts) == {"score gap", "length of the better answer over the worse", "code", "tag", "site"}
+    (low, high) = (cuts["score gap"][label][1] for label in ("1", "4 and more"))
+    assert low is not None
+    assert high is not None
+    assert (low.mean, high.mean) == (0.5, 1.0)
+    assert cuts["site"]["two"] == (1, None)  # of one question no interval can be made
+    assert cuts["code"]["in either answer"][0] == 2
+    code = next(one for one in found.baselines if one.label == "the answer with code wins")
+    assert code.accuracy.mean == pytest.approx((0.5 + 0.5 + 1 + 0) / 4)
+
+
+def test_questions_weigh_the_same_however_many_pairs_they_have() -> None:
+    answers = tuple(Answer(at, "x" * at, at, False, "2020-01-01", WHO) for at in range(1, 4))
+    many = Question("one", 1, "t", "q", (), 0, "d", WHO, answers, (Pair(2, 0, 1), Pair(2, 1, 1), Pair(1, 0, 1)))
+    pairs = [JudgedPair(0, b, w, -1.0, 0.0) for b, w in ((2, 0), (2, 1), (1, 0))]
+    other = question(2, "x" * 9, "y" * 3)
+    found = audit([many, other], [*pairs, JudgedPair(1, 0, 1, 1.0, 0.0)], words=np.array([1.0, 1, 1, -1]), how=HOW)
+    assert found.accuracy.mean == 0.5
+    words = next(one for one in found.baselines if one.label == "bag of words")
+    assert (words.accuracy.mean, words.over.mean) == (0.5, 0.0)
+
+
+def test_pairs_of_one_question_alone_are_refused() -> None:
+    with pytest.raises(DataError, match=r"1 questions, at least 2 .* data\.splits\.eval"):
+        audit(QUESTIONS, judged([1.0]), words=None, how=HOW)
+
+
+def test_calibration_worked_by_hand() -> None:
+    # Three pairs of a question each, all at margin log 3, so confidence 3/4; two right.
+    margin = math.log(3)
+    found = calibrate(np.array([margin, margin, -margin]), np.array([0, 1, 2]))
+    assert sum(one.share for one in found.bins) == pytest.approx(1)
+    assert {round(one.confidence, 12) for one in found.bins} == {0.75}
+    assert found.loss == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
+    # The likelihood is highest where the confidence is the accuracy, 2/3: log 3 / T = log 2.
+    assert found.temperature == pytest.approx(math.log(3) / math.log(2), rel=1e-6)
+    assert found.loss_tempered == pytest.approx((2 * math.log(3 / 2) + math.log(3)) / 3)
+
+
+def test_margins_that_are_log_odds_are_calibrated_and_doubled_ones_too_sure() -> None:
+    draw = np.random.default_rng(3)
+    size = draw.exponential(1.5, 20_000)
+    margin_P = np.where(draw.uniform(size=size.size) < 1 / (1 + np.exp(-size)), size, -size)
+    owner_P = np.arange(size.size)
+    right, sure = calibrate(margin_P, owner_P), calibrate(2 * margin_P, owner_P)
+    assert right.temperature == pytest.approx(1, abs=0.05)
+    assert right.error < 0.012
+    assert sure.temperature == pytest.approx(2 * right.temperature, rel=1e-6)
+    assert sure.error > 0.05
+    assert len(right.bins) == 10
+    assert [one.share for one in right.bins] == pytest.approx([0.1] * 10, abs=1e-3)
+    confidences = [one.confidence for one in right.bins]
+    assert confidences == sorted(confidences)
+
+
+def test_a_model_that_is_always_wrong_has_no_temperature_but_the_hottest() -> None:
+    found = calibrate(np.full(10, -1.0), np.arange(10))
+    assert found.temperature == pytest.approx(100, rel=1e-6)
+    assert found.error == pytest.approx(1 / (1 + math.exp(-1)))
