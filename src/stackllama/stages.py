@@ -17,6 +17,7 @@ from stackllama.assembly import (
     FINAL,
     FROZEN,
     SFT,
+    Assembled,
     accelerator,
     adapter,
     add_trained,
@@ -399,8 +400,24 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
         atomic_write_json(folder / "samples.json", result.samples)
         atomic_write_json(folder / "policy.json", result.policies)
         nothing = {"best_of": dict.fromkeys(BestOfNumbers.model_fields)}  # of an exam before this one
-        merge_summary(run.folder, nothing | result.summary)
+        forgotten = _forgetting(recipe, run, assembled)
+        merge_summary(run.folder, nothing | result.summary | {"ppo": {**result.summary["ppo"], **forgotten}})
         outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
+
+
+def _forgetting(recipe: Recipe, run: Run, assembled: Assembled) -> dict[str, float]:
+    """What the policy makes of held-out human answers, beside the SFT model."""
+    held_out = sft_trees(recipe, run, assembled.tokenizer, "eval").items
+    sample = _first_answers(held_out, recipe.evaluate.perplexity_answers)
+    before, after = (_read(recipe, assembled.trunk, role, sample) for role in (REFERENCE, POLICY))
+    first, second, change = perplexity_intervals(
+        (before.nll, before.tokens), (after.nll, after.tokens), **resampling(recipe)
+    )
+    return {
+        "human_perplexity_before": first.mean,
+        "human_perplexity_after": second.mean,
+        **ends("human_perplexity_difference", change),
+    }
 
 
 def run_report(recipe: Recipe, run: Run) -> None:

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from stackllama.errors import DataError
-from stackllama.evaluate.statistics import interval, paired_difference, perplexity_intervals, question_means, wins
+from stackllama.evaluate.statistics import (
+    PRIOR,
+    interval,
+    length_controlled,
+    paired_difference,
+    perplexity_intervals,
+    question_means,
+    wins,
+)
 
 
 def coverage(runs: list[npt.NDArray[np.float64]], truth: float) -> float:
@@ -157,3 +167,47 @@ def test_a_perplexity_of_one_question_has_no_interval() -> None:
     one = (np.array([1.0]), np.array([2.0]))
     with pytest.raises(DataError, match="at least two held-out questions"):
         perplexity_intervals(one, one, seed=0, resamples=10, confidence=0.95)
+
+
+def test_at_equal_lengths_all_around_a_win_rate_is_itself_but_for_the_prior() -> None:
+    won = np.array([1.0] * 150 + [0.0] * 50)
+    found = length_controlled(won, np.zeros(200), seed=0, resamples=200, confidence=0.95)
+    # 150 - 200 s(a) = PRIOR a, so s(a) is a little below 0.75.
+    logit = math.log(found.mean / (1 - found.mean))
+    assert 200 * found.mean == pytest.approx(150 - PRIOR * logit, abs=1e-6)
+    assert found.low < 0.75 < found.high
+
+
+def test_a_policy_that_wins_by_length_alone_wins_half_at_equal_lengths() -> None:
+    draw = np.random.default_rng(0)
+    longer = draw.normal(loc=8.0, scale=10.0, size=4000)
+    won = (draw.uniform(size=4000) < 1 / (1 + np.exp(-2 * np.tanh(longer / np.sqrt(np.square(longer).mean()))))) * 1.0
+    found = length_controlled(won, longer, seed=0, resamples=200, confidence=0.95)
+    assert won.mean() > 0.65
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low < 0.08
+    in_characters = length_controlled(won, 4.2 * longer, seed=0, resamples=200, confidence=0.95)
+    assert in_characters.mean == pytest.approx(found.mean, abs=1e-9)
+
+
+def test_a_95_percent_interval_at_equal_lengths_holds_the_truth_as_often() -> None:
+    draw = np.random.default_rng(2)
+    held = []
+    for _ in range(500):
+        lean = draw.uniform(-1, 1, 300)
+        longer = np.arctanh(lean)
+        slope = 1.5 * np.tanh(longer / np.sqrt(np.square(longer).mean()))
+        won = (draw.uniform(size=300) < 1 / (1 + np.exp(-(0.6 + slope)))) * 1.0
+        found = length_controlled(won, longer, seed=0, resamples=200, confidence=0.95)
+        held.append(found.low <= 1 / (1 + math.exp(-0.6)) <= found.high)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_a_win_everywhere_stays_finite_and_unequal_counts_are_refused() -> None:
+    found = length_controlled(np.ones(50), np.arange(50.0), seed=0, resamples=100, confidence=0.95)
+    assert 0.95 < found.mean < 1
+    assert found.low <= found.mean <= found.high
+    with pytest.raises(ValueError, match="one of each"):
+        length_controlled([1.0, 0.0], [1.0], seed=0, resamples=100, confidence=0.95)
+    with pytest.raises(DataError, match="at least two"):
+        length_controlled([1.0], [1.0], seed=0, resamples=100, confidence=0.95)

@@ -17,7 +17,15 @@ from stackllama.errors import DataError
 from stackllama.evaluate.best_of import answer_best_of, kl_bound
 from stackllama.evaluate.hacking import standardised_gain
 from stackllama.evaluate.policy import Answered, answer_prompts, distinct, repetition, tie_equal_answers
-from stackllama.evaluate.statistics import Resampling, ends, flat, interval, paired_difference, wins
+from stackllama.evaluate.statistics import (
+    Resampling,
+    ends,
+    flat,
+    interval,
+    length_controlled,
+    paired_difference,
+    wins,
+)
 from stackllama.model.roles import REFERENCE, Trunk
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY
@@ -134,6 +142,7 @@ def _policy_numbers(paper: _Sat) -> dict[str, float | None]:
         "length": float(paper.length.mean()),
         "eos_rate": float(paper.ended.mean()),
         "repetition": float(paper.repetition.mean()),
+        "entropy": float((paper.answered.reference_nll - paper.answered.kl).sum() / paper.length.sum()),
         "distinct_2": distinct([response.tokens for response in paper.answered.responses]),
         "gold": None if paper.gold is None else float(paper.gold.mean()),
     }
@@ -206,7 +215,9 @@ def _gains(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
 
 def _win_rates(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
     mine, theirs = paper.answered, sft.answered
+    even = length_controlled(wins(mine.judge, theirs.judge), paper.length - sft.length, **how)
     return {
         **flat("win_rate", interval(wins(mine.judge, theirs.judge), **how)),
+        **flat("win_rate_length_controlled", even),
         **flat("win_rate_training_reward", interval(wins(mine.reward, theirs.reward), **how)),
     }

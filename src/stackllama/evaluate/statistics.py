@@ -27,6 +27,7 @@ Labels = npt.NDArray[Any]  # one label a row, anything that sorts: ids or string
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+PRIOR = 0.1  # inverse variance of the two numbers of a length-controlled win rate, in log-odds: little
 CELLS_AT_ONCE = 4_000_000  # resamples x clusters drawn at a time: 32 MB, whatever the size of the evaluation
 
 
@@ -170,6 +171,53 @@ def wins(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         raise DataError("a score is not finite: look for NaN in the weights of the model that scores")
     return 0.5 * (1.0 + np.sign(left - right))
+
+
+def length_controlled(
+    wins_Q: npt.ArrayLike, longer_Q: npt.ArrayLike, *, seed: int, resamples: int, confidence: float
+) -> Interval:
+    """Give a win rate as it would be at equal lengths, and its interval.
+
+    wins_Q: 1 for a win, 0 for a loss, one half for a tie; longer_Q: length of the first answer minus that of the
+    second, in any unit. A logistic regression, logit P(win) = a + b tanh(longer / its root mean square), is read off at
+    a difference of 0: sigmoid(a). Dubois et al. 2024, "Length-controlled AlpacaEval"; their terms for the difficulty of
+    single questions are left out, as every question is asked once here. Whole questions are resampled and both numbers
+    fitted anew (the plain percentile bootstrap). `PRIOR` keeps them finite where every question is won.
+    Raises ValueError for lengths that differ, DataError for fewer than two questions.
+    """
+    won, longer = np.asarray(wins_Q, dtype=np.float64), np.asarray(longer_Q, dtype=np.float64)
+    if won.shape != longer.shape:
+        raise ValueError(f"{won.shape} wins and {longer.shape} differences of length: give one of each for a question")
+    if len(won) < 2:
+        raise DataError("an interval needs at least two questions: evaluate on more")
+    spread = math.sqrt(float(np.square(longer).mean()))
+    lean_Q = np.tanh(longer / spread) if spread > 0 else np.zeros_like(longer)
+    generator, fitted = np.random.default_rng(seed), []
+    at_once = max(1, CELLS_AT_ONCE // (8 * len(won)))
+    for start in range(0, resamples, at_once):
+        drawn_RQ = generator.integers(len(won), size=(min(at_once, resamples - start), len(won)))
+        fitted.append(_even_win_rate(won[drawn_RQ], lean_Q[drawn_RQ]))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(fitted), [tail, 1 - tail])
+    return Interval(float(_even_win_rate(won[None], lean_Q[None])[0]), float(low), float(high))
+
+
+def _even_win_rate(won_RQ: Floats, lean_RQ: Floats) -> Floats:
+    """sigmoid(a) of each row's logistic regression on (1, lean), by Newton's method (R,)."""
+    a_R, b_R = np.zeros(len(won_RQ)), np.zeros(len(won_RQ))
+    for _ in range(25):
+        chance_RQ = 1 / (1 + np.exp(-(a_R[:, None] + b_R[:, None] * lean_RQ)))
+        rest_RQ, spread_RQ = won_RQ - chance_RQ, chance_RQ * (1 - chance_RQ)
+        slope_a, slope_b = rest_RQ.sum(1) - PRIOR * a_R, (rest_RQ * lean_RQ).sum(1) - PRIOR * b_R
+        aa, bb = spread_RQ.sum(1) + PRIOR, (spread_RQ * lean_RQ**2).sum(1) + PRIOR
+        ab = (spread_RQ * lean_RQ).sum(1)
+        size = aa * bb - ab**2
+        step_a, step_b = (bb * slope_a - ab * slope_b) / size, (aa * slope_b - ab * slope_a) / size
+        a_R, b_R = a_R + step_a, b_R + step_b
+        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-9:
+            break
+    even: Floats = 1 / (1 + np.exp(-a_R))
+    return even
 
 
 def _resampled_means(sum_C: Floats, size_C: Floats, resamples: int, rng: np.random.Generator) -> Floats:

@@ -33,7 +33,9 @@ POLICY_ROWS = (
     ("length", "Length, tokens", 1),
     ("eos_rate", "Finished answers", None),
     ("repetition", "Repeated runs of 4 tokens", None),
+    ("entropy", "Entropy of a token, nats", 2),
     ("distinct_2", "Distinct token pairs", 3),
+    ("human_perplexity", "Perplexity of human answers", 2),
     ("gold", "Gold (for reports only)", 3),
 )
 """(name in evaluate/policy.json, label, digits; None for a percentage) of the table SFT against the others."""
@@ -245,6 +247,7 @@ def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> s
     for role, label in roles:
         for key, scorer, ink in (
             ("win_rate", "judge", "accent"),
+            ("win_rate_length_controlled", "judge at equal lengths", "accent"),
             ("win_rate_training_reward", "training reward model", "second"),
         ):
             value, low, high = (number(summary, role, f"{key}{end}") for end in ("", "_low", "_high"))
