@@ -179,6 +179,7 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
         "compute.recompute_activations",
         "compute.checkpoint_steps",
         "compute.log_steps",
+        "track",
     }
     assert (first_touched("ppo.kl.target"), first_touched("base.model"), first_touched("seed")) == (
         "ppo",

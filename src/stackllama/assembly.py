@@ -49,6 +49,7 @@ from stackllama.train.guard import Guard, Sensitivity
 from stackllama.train.loop import Loop, Settings, trained
 from stackllama.train.metrics import JsonlLog
 from stackllama.train.optim import learning_rate_at, make_optimizer
+from stackllama.train.trackers import check_installed, tracked
 
 RowT = TypeVar("RowT")
 
@@ -81,6 +82,7 @@ def prepare_machine(recipe: Recipe) -> None:
         nf4.check_installed()
     if "ppo" in recipe.stages and recipe.ppo.sampler == "vllm":
         vllm.check_installed()
+    check_installed(recipe.track)
     torch.set_num_threads(recipe.compute.threads or available_threads())
 
 
@@ -385,25 +387,26 @@ def train(
     """
     folder = run.stage(stage)
     torch.manual_seed(stage_seed(recipe, f"{stage}/dropout"))  # whatever was drawn before, in this process or another
-    loop = Loop(
-        trunk=trunk,
-        objective=objective,
-        source=source,
-        optimizer=make_optimizer(
-            trained(trunk, objective, beside),
-            learning_rate=section.learning_rate,
-            betas=section.betas,
-            weight_decay=section.weight_decay,
-        ),
-        learning_rate=schedule(section, steps),
-        guard=Guard(limits, sensitivity(recipe)),
-        settings=Settings(section.clip_norm, recipe.compute.checkpoint_steps, recipe.compute.log_steps),
-        folder=folder / "checkpoints",
-        log=JsonlLog(folder / "metrics.jsonl"),
-        title=stage,
-        shown=shown,
-        beside=beside,
-    )
+    written = JsonlLog(folder / "metrics.jsonl")
     start = time.perf_counter()
-    done = loop.run()
+    with tracked(written, recipe.track, run.folder, stage) as log:
+        done = Loop(
+            trunk=trunk,
+            objective=objective,
+            source=source,
+            optimizer=make_optimizer(
+                trained(trunk, objective, beside),
+                learning_rate=section.learning_rate,
+                betas=section.betas,
+                weight_decay=section.weight_decay,
+            ),
+            learning_rate=schedule(section, steps),
+            guard=Guard(limits, sensitivity(recipe)),
+            settings=Settings(section.clip_norm, recipe.compute.checkpoint_steps, recipe.compute.log_steps),
+            folder=folder / "checkpoints",
+            log=log,
+            title=stage,
+            shown=shown,
+            beside=beside,
+        ).run()
     return done / max(time.perf_counter() - start, 1e-9) if done else None

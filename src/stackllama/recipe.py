@@ -321,6 +321,11 @@ class Recipe(Section):
     watch: Watch = Field(default_factory=Watch, description="What is looked at while the policy is trained.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What is measured after training.")
     guard: Guard = Field(default_factory=Guard, description="Faults of single steps, in every trained stage.")
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        ("tensorboard",),
+        description="Where metrics go beside `metrics.jsonl`: event files in the run's folder `tensorboard`, Weights & "
+        "Biases, trackio (the last two need `stackllama[trackers]`); `[]`: nowhere.",
+    )
     compute: Compute = Field(default_factory=Compute, description="The machine.")
 
     @model_validator(mode="before")

@@ -29,8 +29,9 @@ from stackllama.objectives.base import Objective
 from stackllama.tokens.batches import Batch, Source, StepResult, on_device
 from stackllama.train import checkpoint
 from stackllama.train.guard import Guard, Judgement
-from stackllama.train.metrics import JsonlLog, Plain, Progress, progress
+from stackllama.train.metrics import Plain, Progress, progress
 from stackllama.train.optim import clip_gradients, load_optimizer_state, optimizer_state, set_learning_rate
+from stackllama.train.trackers import Log
 
 RowT = TypeVar("RowT")
 # More refused steps in a row than this is no accident of one batch: the run ends with an error instead of idling on.
@@ -60,7 +61,7 @@ class Loop(Generic[RowT]):
     guard: Guard
     settings: Settings
     folder: Path
-    log: JsonlLog
+    log: Log
     title: str
     shown: Sequence[str] = ()
     after_step: Sequence[Callable[[StepResult], Mapping[str, float] | None]] = ()
