@@ -136,6 +136,10 @@ def test_settings_that_would_bias_the_ratio_are_refused_with_the_reason(
     assert "is not a key of a recipe" in problem(tmp_path, SMALL + f"sft: {{{name}: 1}}")
 
 
+def test_the_old_place_of_watch_is_told(tmp_path: Path) -> None:
+    assert "ppo.watch is refused: it is a section of its own" in problem(tmp_path, SMALL + "ppo: {watch: {every: 5}}")
+
+
 def test_what_a_refusal_names_instead_exists() -> None:
     keys = {key for key, _ in known_keys()}
     named = {key for reason in REFUSED.values() for key in re.findall(r"\b(?:ppo|reward|watch)\.[a-z_.]*[a-z]", reason)}

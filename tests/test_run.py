@@ -193,7 +193,7 @@ def test_every_key_is_known_to_touch_a_stage_or_nothing() -> None:
     assert {first_touched(f"{name}.method", "dpo") for name in ("reward", "ppo", "dpo")} == {"sft"}
     # A section that does not make the policy touches nothing, but for what the evaluation reads of it.
     assert (first_touched("dpo.beta", "dpo"), first_touched("dpo.beta", "ppo")) == ("dpo", None)
-    assert (first_touched("ppo.clip", "dpo"), first_touched("ppo.max_new_tokens", "dpo")) == (None, "evaluate")
+    assert (first_touched("ppo.clip", "dpo"), first_touched("ppo.max_new_tokens", "dpo")) == (None, "dpo")
     # Watching is of the stage that makes the policy, whichever that is.
     assert (first_touched("watch.every"), first_touched("watch.limits.length", "dpo")) == ("ppo", "dpo")
 

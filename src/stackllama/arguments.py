@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.epilog = f"{data.epilog}\n\nbeside the stage:{others}"
     _plan_options(_add_recipe_command(commands, "plan", "predict the memory of each stage, and what to change"))
     _run_option(_add(commands, "report", "write runs/NAME/report.html"))
+    _watch_options(_add(commands, "watch", "show the report in a browser while the run is made"))
     _compare_options(_add(commands, "compare", "put the policies of several runs side by side, also at equal KL"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
@@ -202,6 +203,16 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart, or its name")
+
+
+def _watch_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    parser.add_argument(
+        "--port", type=_at_least(0), default=8765, metavar="N", help="of 127.0.0.1; 0: a free one (default: 8765)"
+    )
+    parser.add_argument(
+        "--every", type=_at_least(1), default=20, metavar="SECONDS", help="between two looks (default: 20)"
+    )
 
 
 def _nats(text: str) -> float:

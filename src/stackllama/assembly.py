@@ -190,7 +190,7 @@ def check_enough(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> None:
             trained, watched = watched_prompts(recipe, prompt_trees(recipe, run, tokenizer, "ppo")[1].items)
             left = f" besides the {len(watched)} that are held back by watch.prompts" if watched else ""
             needs[f"prompts in the ppo split{left}"] = (len(trained), recipe.ppo.prompts_per_step)
-        else:
+        elif recipe.watch.every is not None:
             watched_prompts(recipe, prompt_trees(recipe, run, tokenizer, "ppo")[1].items)
         needs["prompts in the eval split"] = (len(prompt_trees(recipe, run, tokenizer, "eval")[1].items), 2)
     for what, (found_count, least) in needs.items():

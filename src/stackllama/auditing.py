@@ -24,7 +24,7 @@ from stackllama.tokens.tokenizer import Tokenizer
 
 FILE = "audit.json"
 CHANGED_QUESTIONS = 200
-"""Questions whose answers are changed and scored again."""
+"""Questions, at most, whose answers are changed and scored again."""
 
 
 def audit_reward_model(
@@ -66,9 +66,11 @@ def _reactions(
     held_out: Sequence[PairedTree],
     judged: Sequence[JudgedPair],
 ) -> dict[str, Reaction]:
-    chosen = sorted({tree.tree.key for tree in held_out})[:CHANGED_QUESTIONS]
-    trees = [tree for tree in held_out if tree.tree.key in set(chosen)]
-    before = [one for one in judged if one.question in set(chosen)]
+    keys = sorted({tree.tree.key for tree in held_out})
+    chosen = keys[:: -(-len(keys) // CHANGED_QUESTIONS)]  # of all sites and times
+    inside = set(chosen)
+    trees = [tree for tree in held_out if tree.tree.key in inside]
+    before = [one for one in judged if one.question in inside]
     changed = {name: [change(tree, tokenizer.eos_id) for tree in trees] for name, change in CHANGES.items()}
     most, noisy = recipe.reward.answers_per_question, [with_noise(questions[at]) for at in chosen]
     encoded = encode_paired(recipe, tokenizer, noisy, answers_per_question=most).items

@@ -129,6 +129,20 @@ def report(arguments: Arguments) -> None:
     say_next("chat", folder)
 
 
+def watch(arguments: Arguments) -> None:
+    """`watch RUN`: the report, drawn anew in a browser while the run is made."""
+    from stackllama.recipe_load import default_settings, load_recipe
+    from stackllama.run import find_run
+
+    options = arguments.options
+    folder = find_run(options.run)
+    defaults = default_settings(load_recipe(folder / "recipe.yaml").name)
+    from stackllama.serve.live import watch as serve
+
+    serve(folder, port=options.port, every=options.every, defaults=defaults)
+    say_next("report", folder)
+
+
 def compare(arguments: Arguments) -> None:
     """`compare RUN...`: the policies of several runs side by side, as tables, `--json` or `--page FILE`."""
     from stackllama.comparing import compare as beside
@@ -230,6 +244,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "dpo": stage,
     "evaluate": stage,
     "report": report,
+    "watch": watch,
     "compare": compare,
     "chat": chat,
     "score": score,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stackllama.errors import RecipeError
-from stackllama.recipe import Recipe
+from stackllama.recipe import EMBEDDED, Recipe
 
 MAX_BYTES = 1 << 20
 """A recipe is a page of text; anything larger is some other file."""
@@ -37,6 +37,7 @@ _WILD = (
     "ppo.reward_clip"
 )
 REFUSED: Mapping[str, str] = {
+    "watch": "it is a section of its own, for DPO too: write watch at the top level, and watch.kl_bound in nats",
     **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p", "do_sample", "num_beams"), _WILD),
     **dict.fromkeys(
         ("repetition_penalty", "no_repeat_ngram_size", "logit_bias", "bad_words"),
@@ -133,6 +134,12 @@ def packaged_recipes() -> dict[str, Path]:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     return {}
+
+
+def default_settings(name: str) -> dict[str, Any]:
+    """Every key's default, as plain data; of those that must be given, a run's name and the embedded community."""
+    recipe = Recipe.model_validate({"name": name, "data": {"source": [EMBEDDED]}})
+    return recipe.model_dump(mode="json", by_alias=True)
 
 
 def to_yaml(recipe: Recipe) -> str:

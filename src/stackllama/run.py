@@ -77,7 +77,7 @@ FIRST_TOUCHED: dict[str, str | None] = {
 kept."""
 
 SAMPLED_AS = ("ppo.max_prompt_tokens", "ppo.max_new_tokens")
-"""Keys of PPO that `evaluate` reads whatever made the policy."""
+"""Keys of PPO by which a policy is watched and examined, whatever made it."""
 
 _FORMAT = 1
 _RECIPE = "recipe.yaml"
@@ -331,7 +331,7 @@ def first_touched(key: str, policy: str = "ppo") -> str | None:
     if key.startswith("watch."):
         return policy
     if first in POLICY_STAGES and first != policy and key != "policy":
-        return "evaluate" if key in SAMPLED_AS else None
+        return policy if key in SAMPLED_AS else None
     return first
 
 

@@ -70,12 +70,13 @@ from stackllama.policy_assembly import (
     value_role,
 )
 from stackllama.recipe import EMBEDDED, EMBEDDED_TEXT, Recipe
+from stackllama.recipe_load import default_settings
 from stackllama.report.page import write_report
 from stackllama.rollout.engine import Sampling
 from stackllama.rollout.experience import POLICY
 from stackllama.rollout.preferences import PreferenceSource
 from stackllama.run import Run, available_threads
-from stackllama.summary import BestOfNumbers, merge_summary
+from stackllama.summary import BestOfNumbers, WatchedNumbers, merge_summary
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import PairedTree, reward_row, reward_source, sft_source
@@ -88,6 +89,9 @@ MERGE_LOSS = 0.05
 
 CENTERED_ON = 256
 """Trees on whose answers a finished reward model's mean is put to 0."""
+
+UNWATCHED: Mapping[str, int | str | None] = dict.fromkeys(WatchedNumbers.model_fields)
+"""The numbers of a training that nobody watched: they take the place of those of an earlier one."""
 
 
 def run_data(recipe: Recipe, run: Run) -> None:
@@ -257,11 +261,11 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         center_rewards(trunk, role, trees.items[:CENTERED_ON], row_tokens=recipe.compute.row_tokens)
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
         exam = examine(questions, judged, **resampling(recipe))
+        save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
         audited = audit_reward_model(recipe, run, role, trunk, assembled.tokenizer, questions, held_out.items, judged)
         atomic_write_json(folder / AUDIT, audited)
         for sentence in audited["findings"]:
             print(f"{role}: {sentence}")
-        save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
         numbers = {
             **flat("accuracy", exam.accuracy),
             **flat("longer_wins", exam.longer_wins),
@@ -321,7 +325,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         )
         if source.stopped is not None:
             print(f"ppo: stopped after {source.between_rounds} of {rounds} rounds: {source.stopped}")
-        unwatched = {"steps": source.between_rounds, "stopped_because": source.stopped}
+        unwatched = {**UNWATCHED, "steps": source.between_rounds, "stopped_because": source.stopped}
         seen = leave_best(watched, trunk) if watched else unwatched
         save_role(folder / FINAL, trunk, POLICY, head=head, trunk_hash=assembled.trunk_hash)
         merge_summary(run.folder, {"ppo": {"episodes_per_second": rate, **seen}})
@@ -353,12 +357,14 @@ def run_dpo(recipe: Recipe, run: Run) -> None:
             seed=stage_seed(recipe, "dpo/order"),
         )
         source, steps = PreferenceSource(trunk, pairs), pairs.total_steps
-        questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "ppo")
-        held_back = watched_prompts(recipe, prompts.items)[1]
-        watched = watch(recipe, run, assembled, source, steps, questions, held_back) if held_back else None
+        watched = None
+        if recipe.watch.every is not None:
+            questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "ppo")
+            held_back = watched_prompts(recipe, prompts.items)[1]
+            watched = watch(recipe, run, assembled, source, steps, questions, held_back)
         shown, learned = ("loss", "accuracy", "margin", "learning_rate"), dpo_objective(recipe)
         rate = train(recipe, run, "dpo", trunk, learned, watched or source, section, steps, shown=shown)
-        seen = leave_best(watched, trunk) if watched else {"steps": steps}
+        seen = leave_best(watched, trunk) if watched else {**UNWATCHED, "steps": steps}
         save_role(folder / FINAL, trunk, POLICY, head=None, trunk_hash=assembled.trunk_hash)
         pairs_per_second = None if rate is None else rate * _pairs_each(trees.items)
         merge_summary(run.folder, {"dpo": {"pairs_per_second": pairs_per_second, **seen}})
@@ -422,8 +428,7 @@ def _forgetting(recipe: Recipe, run: Run, assembled: Assembled) -> dict[str, flo
 
 def run_report(recipe: Recipe, run: Run) -> None:
     """Write report.html from what the stages left."""
-    plain = Recipe.model_validate({"name": recipe.name, "data": {"source": [EMBEDDED]}})
-    write_report(run.folder, defaults=plain.model_dump(mode="json", by_alias=True))
+    write_report(run.folder, defaults=default_settings(recipe.name))
 
 
 @contextmanager

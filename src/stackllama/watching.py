@@ -22,6 +22,8 @@ from stackllama.train.metrics import JsonlLog
 RowT = TypeVar("RowT")
 
 LOG = "watch.jsonl"
+MOST_LOOKS = 40
+"""At most so many while DPO trains: its steps are cheap beside a look, and the best of many looks is too good."""
 
 
 def watch(
@@ -59,7 +61,7 @@ def watch(
     )
     settings = Settings(
         rounds=rounds,
-        every=section.every,
+        every=section.every if recipe.policy == "ppo" else max(section.every, -(-rounds // MOST_LOOKS)),
         kl_bound=section.kl_bound,
         stop=section.stop_on_alarm,
         limits=Limits(**section.limits.model_dump()),

@@ -80,7 +80,7 @@ def test_a_random_model_is_not_told_apart_from_a_coin_by_anything() -> None:
     text = said(margins)
     assert "of held-out pairs as the community did: not told apart from a coin." in text
     assert "not told apart from a coin there" in text
-    assert "too sure of itself" in text
+    assert "goes by length" not in text
 
 
 def test_a_perfect_model_beats_every_baseline_and_knows_more_than_length() -> None:
@@ -93,7 +93,7 @@ def test_a_perfect_model_beats_every_baseline_and_knows_more_than_length() -> No
     assert {one.accuracy.mean for cut in found.slices.values() for one in cut if one.accuracy} == {1.0}
     text = said(margins)
     assert "what it knows is more than length" in text
-    assert "how sure it ought to be cannot be told" in text
+    assert "no temperature fits them" in text
 
 
 def test_slices_hold_each_pair_once_and_their_own_accuracy() -> None:
@@ -133,35 +133,71 @@ def test_pairs_of_one_question_alone_are_refused() -> None:
         audit(QUESTIONS, judged([1.0]), words=None, how=HOW)
 
 
+def test_a_model_that_prefers_the_shorter_answer_is_told_so() -> None:
+    text = said([-margin for margin in by_length()])
+    assert "right in 100.0% [100.0, 100.0], and where it is the longer one in 0.0% [0.0, 0.0]: it goes by" in text
+
+
+def test_a_constant_model_has_no_temperature_and_is_not_called_sure() -> None:
+    text = said([0.0] * len(QUESTIONS))
+    assert "no temperature fits them; the expected calibration error is 0.0 points" in text
+
+
 def test_calibration_worked_by_hand() -> None:
     # Three pairs of a question each, all at margin log 3, so confidence 3/4; two right.
     margin = math.log(3)
-    found = calibrate(np.array([margin, margin, -margin]), np.array([0, 1, 2]))
-    assert sum(one.share for one in found.bins) == pytest.approx(1)
-    assert {round(one.confidence, 12) for one in found.bins} == {0.75}
+    found = calibrate(np.array([margin, margin, -margin]), np.array([0, 1, 2]), confidence=0.95)
+    (only,) = found.bins
+    assert (only.confidence, only.accuracy, only.share) == pytest.approx((3 / 4, 2 / 3, 1))
+    assert found.error == pytest.approx(3 / 4 - 2 / 3)
     assert found.loss == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
     # The likelihood is highest where the confidence is the accuracy, 2/3: log 3 / T = log 2.
-    assert found.temperature == pytest.approx(math.log(3) / math.log(2), rel=1e-6)
+    assert found.temperature is not None
+    assert found.temperature.mean == pytest.approx(math.log(3) / math.log(2), rel=1e-6)
     assert found.loss_tempered == pytest.approx((2 * math.log(3 / 2) + math.log(3)) / 3)
+    # b = log 2 / log 3; slopes of the questions -m/3 * 1/3 (twice) and m/3 * 2/3, curvature m^2 * 2/9.
+    spread = math.sqrt(2 * (margin / 9) ** 2 + (2 * margin / 9) ** 2) / (margin**2 * 2 / 9)
+    inverse = math.log(2) / math.log(3)
+    assert found.temperature.low == pytest.approx(1 / (inverse + 1.959964 * spread), rel=1e-5)
+    assert found.temperature.high == 100  # b may be 0 as well: there is no end
+
+
+def log_odds(count: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Margins that are right as often as they say."""
+    draw = np.random.default_rng(seed)
+    size = draw.exponential(1.5, count)
+    return np.where(draw.uniform(size=count) < 1 / (1 + np.exp(-size)), size, -size)
 
 
 def test_margins_that_are_log_odds_are_calibrated_and_doubled_ones_too_sure() -> None:
-    draw = np.random.default_rng(3)
-    size = draw.exponential(1.5, 20_000)
-    margin_P = np.where(draw.uniform(size=size.size) < 1 / (1 + np.exp(-size)), size, -size)
-    owner_P = np.arange(size.size)
-    right, sure = calibrate(margin_P, owner_P), calibrate(2 * margin_P, owner_P)
-    assert right.temperature == pytest.approx(1, abs=0.05)
+    margin_P, owner_P = log_odds(20_000, 3), np.arange(20_000)
+    right, sure = (calibrate(factor * margin_P, owner_P, confidence=0.95) for factor in (1, 2))
+    assert right.temperature is not None
+    assert sure.temperature is not None
+    assert right.temperature.low < 1 < right.temperature.high
+    assert sure.temperature.mean == pytest.approx(2 * right.temperature.mean, rel=1e-6)
+    assert sure.temperature.low > 1
     assert right.error < 0.012
-    assert sure.temperature == pytest.approx(2 * right.temperature, rel=1e-6)
     assert sure.error > 0.05
-    assert len(right.bins) == 10
     assert [one.share for one in right.bins] == pytest.approx([0.1] * 10, abs=1e-3)
     confidences = [one.confidence for one in right.bins]
     assert confidences == sorted(confidences)
 
 
-def test_a_model_that_is_always_wrong_has_no_temperature_but_the_hottest() -> None:
-    found = calibrate(np.full(10, -1.0), np.arange(10))
-    assert found.temperature == pytest.approx(100, rel=1e-6)
-    assert found.error == pytest.approx(1 / (1 + math.exp(-1)))
+def test_a_95_percent_interval_of_a_temperature_holds_the_truth_as_often() -> None:
+    found = [calibrate(log_odds(300, seed), np.arange(300), confidence=0.95).temperature for seed in range(500)]
+    held = [one is not None and one.low <= 1 <= one.high for one in found]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+@pytest.mark.parametrize("margins", [[-1.0] * 10, [0.0] * 10, [1.0] * 10, [0.001] * 9 + [0.0], [1.0] * 5 + [-1.0] * 5])
+def test_where_no_temperature_fits_there_is_none(margins: list[float]) -> None:
+    found = calibrate(np.array(margins), np.arange(10), confidence=0.95)
+    assert found.temperature is None
+    assert found.loss_tempered is None
+
+
+def test_small_margins_have_a_small_temperature() -> None:
+    found = calibrate(np.array([0.001] * 90 + [-0.001] * 10), np.arange(100), confidence=0.95)
+    assert found.temperature is not None
+    assert found.temperature.mean == pytest.approx(0.001 / math.log(9), rel=1e-6)

@@ -58,3 +58,14 @@ def test_questions_without_pairs_are_passed_over_and_none_at_all_is_an_error() -
     assert fit([empty, question("a", "b"), question("a", "b")]).weights["a"] > 0
     with pytest.raises(DataError, match=r"no pair to learn words from.*data\.splits\.reward"):
         fit([empty])
+
+
+def test_answers_that_differ_in_unknown_words_alone_tie_in_any_order() -> None:
+    words = [f"w{at}" for at in range(40)]
+    bag = bag_of_words.BagOfWords({word: 0.1 * at - 1.7 for at, word in enumerate(words)})
+    assert len({bag.score(" ".join([*words[at:], *words[:at], f"new{at}"])) for at in range(40)}) == 1
+
+
+def test_where_no_word_stands_twice_all_answers_tie() -> None:
+    bag = fit([question("alpha", "beta"), question("", "delta")])
+    assert bag.score("alpha") == bag.score("delta") == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import pytest
 from stackllama.errors import DataError
 from stackllama.evaluate.statistics import (
     PRIOR,
+    Interval,
     interval,
     length_controlled,
     paired_difference,
@@ -169,9 +171,15 @@ def test_a_perplexity_of_one_question_has_no_interval() -> None:
         perplexity_intervals(one, one, seed=0, resamples=10, confidence=0.95)
 
 
+def at_equal_lengths(won: npt.ArrayLike, longer: npt.ArrayLike, **how: Any) -> Interval:
+    found = length_controlled(won, longer, **how)
+    assert found is not None
+    return found
+
+
 def test_at_equal_lengths_all_around_a_win_rate_is_itself_but_for_the_prior() -> None:
     won = np.array([1.0] * 150 + [0.0] * 50)
-    found = length_controlled(won, np.zeros(200), seed=0, resamples=200, confidence=0.95)
+    found = at_equal_lengths(won, np.zeros(200), seed=0, resamples=200, confidence=0.95)
     # 150 - 200 s(a) = PRIOR a, so s(a) is a little below 0.75.
     logit = math.log(found.mean / (1 - found.mean))
     assert 200 * found.mean == pytest.approx(150 - PRIOR * logit, abs=1e-6)
@@ -182,11 +190,11 @@ def test_a_policy_that_wins_by_length_alone_wins_half_at_equal_lengths() -> None
     draw = np.random.default_rng(0)
     longer = draw.normal(loc=8.0, scale=10.0, size=4000)
     won = (draw.uniform(size=4000) < 1 / (1 + np.exp(-2 * np.tanh(longer / np.sqrt(np.square(longer).mean()))))) * 1.0
-    found = length_controlled(won, longer, seed=0, resamples=200, confidence=0.95)
+    found = at_equal_lengths(won, longer, seed=0, resamples=200, confidence=0.95)
     assert won.mean() > 0.65
     assert found.low < 0.5 < found.high
     assert found.high - found.low < 0.08
-    in_characters = length_controlled(won, 4.2 * longer, seed=0, resamples=200, confidence=0.95)
+    in_characters = at_equal_lengths(won, 4.2 * longer, seed=0, resamples=200, confidence=0.95)
     assert in_characters.mean == pytest.approx(found.mean, abs=1e-9)
 
 
@@ -198,16 +206,25 @@ def test_a_95_percent_interval_at_equal_lengths_holds_the_truth_as_often() -> No
         longer = np.arctanh(lean)
         slope = 1.5 * np.tanh(longer / np.sqrt(np.square(longer).mean()))
         won = (draw.uniform(size=300) < 1 / (1 + np.exp(-(0.6 + slope)))) * 1.0
-        found = length_controlled(won, longer, seed=0, resamples=200, confidence=0.95)
+        found = at_equal_lengths(won, longer, seed=0, resamples=200, confidence=0.95)
         held.append(found.low <= 1 / (1 + math.exp(-0.6)) <= found.high)
     assert 0.93 <= np.mean(held) <= 0.97
 
 
 def test_a_win_everywhere_stays_finite_and_unequal_counts_are_refused() -> None:
-    found = length_controlled(np.ones(50), np.arange(50.0), seed=0, resamples=100, confidence=0.95)
+    found = at_equal_lengths(np.ones(50), np.arange(-5.0, 45.0), seed=0, resamples=100, confidence=0.95)
     assert 0.95 < found.mean < 1
     assert found.low <= found.mean <= found.high
     with pytest.raises(ValueError, match="one of each"):
         length_controlled([1.0, 0.0], [1.0], seed=0, resamples=100, confidence=0.95)
     with pytest.raises(DataError, match="at least two"):
         length_controlled([1.0], [1.0], seed=0, resamples=100, confidence=0.95)
+
+
+def test_where_nearly_all_answers_are_longer_nothing_is_said_of_equal_lengths() -> None:
+    draw = np.random.default_rng(0)
+    won, longer = draw.integers(2, size=128).astype(float), draw.normal(150, 30, size=128)
+    for one in (longer, -longer, np.full(128, 150.0)):
+        assert length_controlled(won, one, seed=0, resamples=100, confidence=0.95) is None
+    longer[:7] *= -1  # more than one in twenty
+    assert length_controlled(won, longer, seed=0, resamples=100, confidence=0.95) is not None

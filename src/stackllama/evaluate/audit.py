@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,11 @@ Mask = NDArray[np.bool_]
 
 MOST_LABELS = 8
 """At most so many sites, and so many tags, are told apart: the most frequent."""
-BINS = 10
+BINS, FEWEST = 10, 50
+"""Bins of a reliability curve at most, and questions in each on average at least."""
 COIN = 0.5
-COLDEST, HOTTEST = 0.01, 100.0
-"""Ends of the temperatures that are tried: where every pair is ranked right, none is cold enough."""
+HOTTEST = 100.0
+"""Where an interval of a temperature ends, if it has no end."""
 
 _CODE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _RATIOS = (("under a half", 0.5), ("a half to 4/5", 0.8), ("4/5 to 5/4", 1.25), ("5/4 to 2 times", 2.0))
@@ -75,28 +77,31 @@ class Bin:
 class Calibration:
     """How far margins are log-odds, as the loss takes them to be.
 
-    error: expected calibration error, the mean distance of confidence and accuracy over the bins; temperature: what
-    margins are to be divided by for the likelihood to be highest, above 1 where the model is too sure; loss and
-    loss_tempered: mean negative log-likelihood in nats as it is, and at that temperature (a coin has 0.693).
+    error: expected calibration error, the mean distance of confidence and accuracy over the bins; of chance alone it is
+    above 0. temperature: what margins are to be divided by for the likelihood to be highest, above 1 where the model is
+    too sure; None where none is: no margin is other than 0, all pairs are ranked right, or as many or more wrong than
+    right. loss and loss_tempered: mean negative log-likelihood in nats as it is, and at that temperature (a coin has
+    0.693).
     """
 
     bins: tuple[Bin, ...]
     error: float
-    temperature: float
+    temperature: Interval | None
     loss: float
-    loss_tempered: float
+    loss_tempered: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Everything; `slices` by what they are cut by. against_length: accuracy where the better answer is the shorter
-    one; None where fewer than two questions have such a pair.
+    """Everything; `slices` by what they are cut by. against_length, with_length: accuracy where the better answer is
+    the shorter one, and the longer one; None where fewer than two questions have such a pair.
     """
 
     accuracy: Interval
     baselines: tuple[Baseline, ...]
     slices: Mapping[str, tuple[Slice, ...]]
     against_length: Interval | None
+    with_length: Interval | None
     calibration: Calibration
     questions: int
     pairs: int
@@ -140,7 +145,7 @@ def audit(
         accuracy = interval(found_Q, **how) if len(found_Q) > 1 else None
         return Slice(label, accuracy, len(found_Q), int(mask_P.sum()))
 
-    against = cut("against length", _each(questions, judged, longer_wins) == 0)
+    longer_P = _each(questions, judged, longer_wins)
     return Audit(
         accuracy=interval(right_Q, **how),
         baselines=tuple(baselines),
@@ -148,42 +153,48 @@ def audit(
             name: tuple(one for label, mask in masks if (one := cut(label, mask)).pairs)
             for name, masks in _masks(questions, judged).items()
         },
-        against_length=against.accuracy,
-        calibration=calibrate(margin_P, owner_P),
+        against_length=cut("against length", longer_P == 0).accuracy,
+        with_length=cut("with length", longer_P == 1).accuracy,
+        calibration=calibrate(margin_P, owner_P, confidence=how["confidence"]),
         questions=len(right_Q),
         pairs=len(judged),
     )
 
 
-def calibrate(margin_P: Floats, owner_P: NDArray[np.int64]) -> Calibration:
+def calibrate(margin_P: Floats, owner_P: NDArray[np.int64], *, confidence: float) -> Calibration:
     """How far margins are log-odds. owner_P: the question of each pair; questions weigh the same.
 
     Guo et al. 2017, "On calibration of modern neural networks": expected calibration error and temperature, here over
-    bins that hold the same weight. Of a pair the model chooses the answer with the higher score, with probability
+    bins of about the same weight. Of a pair the model chooses the answer with the higher score, with probability
     sigmoid(|margin|); at a margin of 0 the choice is right by half.
     """
     weight_P = (1.0 / np.bincount(owner_P)[owner_P]) / len(np.unique(owner_P))
-    confidence_P = 1.0 / (1.0 + np.exp(-np.abs(margin_P)))
     right_P = wins(margin_P, np.zeros(len(margin_P)))
-    order = np.argsort(confidence_P, kind="stable")
-    place_P = np.minimum((np.cumsum(weight_P[order]) - weight_P[order] / 2) * BINS, BINS - 1).astype(int)
-    bins = []
-    for at in range(BINS):
-        inside = order[place_P == at]
-        if len(inside):
-            share = float(weight_P[inside].sum())
-            chosen, right = (
-                float((values[inside] * weight_P[inside]).sum()) / share for values in (confidence_P, right_P)
-            )
-            bins.append(Bin(chosen, right, share))
-    temperature = _temperature(margin_P, weight_P)
+    sure_P = 1.0 / (1.0 + np.exp(-np.abs(margin_P)))
+    bins = list(_bins(sure_P, right_P, weight_P, len(np.unique(owner_P))))
+    temperature = _temperature(margin_P, weight_P, owner_P, confidence)
     return Calibration(
         tuple(bins),
         error=sum(one.share * abs(one.confidence - one.accuracy) for one in bins),
         temperature=temperature,
         loss=_loss(margin_P, weight_P, 1.0),
-        loss_tempered=_loss(margin_P, weight_P, temperature),
+        loss_tempered=None if temperature is None else _loss(margin_P, weight_P, temperature.mean),
     )
+
+
+def _bins(sure_P: Floats, right_P: Floats, weight_P: Floats, questions: int) -> Iterator[Bin]:
+    """Pairs by how sure the model is, in bins of about the same weight; pairs of one probability are never parted, as
+    their order would decide then.
+    """
+    count = min(BINS, max(1, questions // FEWEST))
+    level_P = np.unique(sure_P, return_inverse=True)[1].reshape(-1)
+    weight_L = np.bincount(level_P, weights=weight_P)
+    bin_L = np.minimum((np.cumsum(weight_L) - weight_L / 2) * count, count - 1).astype(int)
+    for at in range(count):
+        inside = bin_L[level_P] == at
+        if share := float(weight_P[inside].sum()):
+            sure, right = (float((each[inside] * weight_P[inside]).sum()) / share for each in (sure_P, right_P))
+            yield Bin(sure, right, share)
 
 
 def _loss(margin_P: Floats, weight_P: Floats, temperature: float) -> float:
@@ -191,14 +202,34 @@ def _loss(margin_P: Floats, weight_P: Floats, temperature: float) -> float:
     return float((weight_P * np.logaddexp(0.0, -margin_P / temperature)).sum())
 
 
-def _temperature(margin_P: Floats, weight_P: Floats) -> float:
-    """The temperature of the least loss, which is convex in its inverse: bisection on the slope."""
-    low, high = 1 / HOTTEST, 1 / COLDEST
+def _temperature(margin_P: Floats, weight_P: Floats, owner_P: NDArray[np.int64], confidence: float) -> Interval | None:
+    """The temperature of the least loss, with its interval; None where there is none.
+
+    The loss is convex in the inverse temperature b: bisection on its slope, from none (b = 0) to where the largest
+    margin counts a hundred nats. The interval is Wald's in b, with the variance of the slope taken over questions (the
+    sandwich: they are independent, their pairs are not).
+    """
+    largest = float(np.abs(margin_P).max())
+    if largest == 0 or (margin_P >= 0).all() or (weight_P * margin_P).sum() <= 0:
+        return None
+    low, high = 0.0, 100.0 / largest
     for _ in range(60):
-        middle = math.sqrt(low * high)
-        slope = -(weight_P * margin_P / (1.0 + np.exp(np.clip(margin_P * middle, -500, 500)))).sum()
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return 1 / math.sqrt(low * high)
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slopes(margin_P, middle) @ weight_P < 0 else (low, middle)
+    inverse = (low + high) / 2
+    slope_Q = np.bincount(owner_P, weights=weight_P * _slopes(margin_P, inverse))
+    chance_P = 1.0 / (1.0 + np.exp(inverse * margin_P))
+    curvature = float((weight_P * margin_P**2 * chance_P * (1 - chance_P)).sum())
+    spread = math.sqrt(float(np.square(slope_Q).sum())) / max(curvature, float(np.finfo(np.float64).tiny))
+    away = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
+    ends = 1 / (inverse + away), 1 / max(inverse - away, 1 / HOTTEST)
+    return Interval(1 / inverse, min(ends[0], 1 / inverse), max(ends[1], 1 / inverse))
+
+
+def _slopes(margin_P: Floats, inverse: float) -> Floats:
+    """Derivative of each pair's log(1 + exp(-b margin)) by b."""
+    found: Floats = -margin_P / (1.0 + np.exp(inverse * margin_P))
+    return found
 
 
 def has_code(answer: Answer) -> bool:

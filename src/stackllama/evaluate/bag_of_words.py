@@ -9,6 +9,7 @@ Legend: P pairs, W words.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from stackllama.errors import DataError
 
 MOST_WORDS = 20_000
 MOST_PAIRS = 50_000
-"""Pairs that it is fitted on at most; a seeded choice would change little, so these are the first."""
+"""Pairs that it is fitted on, about, at most: of every so many questions one."""
 RARE = 2
 """Answers that a word stands in at least."""
 RIDGE = 1.0
@@ -40,7 +41,8 @@ class BagOfWords:
 
     def score(self, text: str) -> float:
         """Sum of the weights of an answer's distinct words, in log-odds of being the better answer."""
-        return sum(self.weights.get(word, 0.0) for word in words_of(text))
+        # Exactly rounded, so that the order of a set does not matter and equal answers tie.
+        return math.fsum(self.weights.get(word, 0.0) for word in words_of(text))
 
 
 def words_of(text: str) -> set[str]:
@@ -58,6 +60,8 @@ def fit(questions: Sequence[Question]) -> BagOfWords:
     if not pairs:
         raise DataError("no pair to learn words from: give more data, or a larger data.splits.reward")
     known = _vocabulary(bags)
+    if not known:
+        return BagOfWords({})
     numbered = [[known[word] for word in bag if word in known] for bag in bags]
     difference_PW = _differences(numbered, pairs, len(known))
     share_P = torch.tensor(shares, dtype=torch.float64)
@@ -80,11 +84,9 @@ def _pairs(questions: Sequence[Question]) -> tuple[list[set[str]], list[tuple[in
     bags: list[set[str]] = []
     pairs: list[tuple[int, int]] = []
     shares: list[float] = []
-    for question in questions:
-        if len(pairs) >= MOST_PAIRS:
-            break
-        if not question.pairs:
-            continue
+    paired = [question for question in questions if question.pairs]
+    step = max(1, -(-sum(len(question.pairs) for question in paired) // MOST_PAIRS))
+    for question in paired[::step]:
         first = len(bags)
         bags += [words_of(answer.text) for answer in question.answers]
         pairs += [(first + pair.better, first + pair.worse) for pair in question.pairs]

@@ -46,7 +46,7 @@ class Comparison:
 
     samples: list[dict[str, Any]]
     policies: dict[str, dict[str, float | None]]
-    summary: dict[str, dict[str, float]]
+    summary: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ MEASURES: Mapping[str, Callable[[_Sat], Floats]] = {
     "length": lambda paper: paper.length,
 }
 """What is compared by its paired difference, beside gold."""
+UNTOLD: Mapping[str, None] = dict.fromkeys(f"win_rate_length_controlled{end}" for end in ("", "_low", "_high"))
 
 
 def compare_policies(
@@ -114,7 +115,10 @@ def compare_policies(
             _sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))
         ],
         policies={
-            name: {**_policy_numbers(paper), **({} if name == "sft" else _gains(paper, sat["sft"], how))}
+            name: {
+                **_policy_numbers(paper, sampled=name != "best_of"),
+                **({} if name == "sft" else _gains(paper, sat["sft"], how)),
+            }
             for name, paper in sat.items()
         },
         summary=summary,
@@ -134,7 +138,9 @@ def _paper(answered: Answered, tokenizer: Tokenizer, shown: Sequence[str], gold:
     )
 
 
-def _policy_numbers(paper: _Sat) -> dict[str, float | None]:
+def _policy_numbers(paper: _Sat, *, sampled: bool) -> dict[str, float | None]:
+    """sampled: whether the answers are the model's own, and not chosen among several."""
+    own_nll_S = paper.answered.reference_nll - paper.answered.kl
     return {
         "reward": float(paper.answered.reward.mean()),
         "judge": float(paper.answered.judge.mean()),
@@ -142,7 +148,7 @@ def _policy_numbers(paper: _Sat) -> dict[str, float | None]:
         "length": float(paper.length.mean()),
         "eos_rate": float(paper.ended.mean()),
         "repetition": float(paper.repetition.mean()),
-        "entropy": float((paper.answered.reference_nll - paper.answered.kl).sum() / paper.length.sum()),
+        "entropy": float(own_nll_S.sum() / paper.length.sum()) if sampled else None,
         "distinct_2": distinct([response.tokens for response in paper.answered.responses]),
         "gold": None if paper.gold is None else float(paper.gold.mean()),
     }
@@ -163,9 +169,9 @@ def _sample(question: Question, shown: str, sat: Mapping[str, _Sat], at: int) ->
     return {"question": shown, "url": question.attribution.url, "answers": answers}
 
 
-def _against_sft(ppo: _Sat, sft: _Sat, how: Resampling) -> dict[str, dict[str, float]]:
+def _against_sft(ppo: _Sat, sft: _Sat, how: Resampling) -> dict[str, dict[str, Any]]:
     """The sections `ppo` and `gold` of the summary."""
-    numbers: dict[str, float] = {
+    numbers: dict[str, float | None] = {
         "prompts": len(ppo.texts),
         "eos_rate_before": float(sft.ended.mean()),
         "eos_rate_after": float(ppo.ended.mean()),
@@ -182,10 +188,12 @@ def _against_sft(ppo: _Sat, sft: _Sat, how: Resampling) -> dict[str, dict[str, f
     return {"ppo": numbers, "gold": {**means, "difference": gold.mean, "low": gold.low, "high": gold.high}}
 
 
-def _best_of_numbers(best: _Sat, sft: _Sat, n: int, how: Resampling) -> dict[str, float]:
+def _best_of_numbers(best: _Sat, sft: _Sat, n: int, how: Resampling) -> dict[str, Any]:
     """The section `best_of` of the summary."""
-    means = {key: value for key, value in _policy_numbers(best).items() if value is not None and key != "kl"}
-    numbers = {"n": n, "kl_bound": kl_bound(n), **means, **_differences(best, sft, how), **_win_rates(best, sft, how)}
+    found = _policy_numbers(best, sampled=False)
+    means = {key: value for key, value in found.items() if value is not None and key != "kl"}
+    numbers: dict[str, Any] = {"n": n, "kl_bound": kl_bound(n), **means}
+    numbers |= {**_differences(best, sft, how), **_win_rates(best, sft, how)}
     if best.gold is None or sft.gold is None:
         return numbers
     gold = paired_difference(best.gold, sft.gold, **how)
@@ -213,11 +221,11 @@ def _gains(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
     return numbers
 
 
-def _win_rates(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float]:
+def _win_rates(paper: _Sat, sft: _Sat, how: Resampling) -> dict[str, float | None]:
     mine, theirs = paper.answered, sft.answered
     even = length_controlled(wins(mine.judge, theirs.judge), paper.length - sft.length, **how)
     return {
         **flat("win_rate", interval(wins(mine.judge, theirs.judge), **how)),
-        **flat("win_rate_length_controlled", even),
+        **(flat("win_rate_length_controlled", even) if even else UNTOLD),
         **flat("win_rate_training_reward", interval(wins(mine.reward, theirs.reward), **how)),
     }

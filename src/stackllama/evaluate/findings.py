@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from stackllama.evaluate.audit import COIN, COLDEST, Audit, Baseline
+from stackllama.evaluate.audit import COIN, Audit, Baseline
 from stackllama.evaluate.sensitivity import Reaction
 from stackllama.evaluate.statistics import Interval
 
-SURE, UNSURE = 1.25, 0.8
-"""Temperatures beyond which a model is told to be too sure, or not sure enough."""
 MOVED = 0.5
 """Standard deviations beyond which a change of scores is told."""
 
@@ -45,14 +43,18 @@ def _baseline(one: Baseline) -> str:
 
 
 def _length(audit: Audit) -> Iterator[str]:
-    against = audit.against_length
+    against, along = audit.against_length, audit.with_length
     if against is None:
         return
     said = f"Where the better answer is the shorter one it is right in {_percent(against)}"
     if against.high < COIN:
         yield f"{said}: it goes by length there, against the community."
-    elif against.low > COIN:
+    elif against.low > COIN and along is not None and along.low > COIN:
         yield f"{said}: what it knows is more than length."
+    elif against.low > COIN and along is not None and along.high < COIN:
+        yield f"{said}, and where it is the longer one in {_percent(along)}: it goes by length, for short answers."
+    elif against.low > COIN:
+        yield f"{said}: it does not follow length there."
     else:
         yield f"{said}: not told apart from a coin there."
 
@@ -60,14 +62,16 @@ def _length(audit: Audit) -> Iterator[str]:
 def _calibration(audit: Audit) -> Iterator[str]:
     found = audit.calibration
     error = f"the expected calibration error is {100 * found.error:.1f} points"
-    if found.temperature <= 2 * COLDEST:
-        yield f"It ranks every pair right, so how sure it ought to be cannot be told; {error}."
-    elif found.temperature > SURE:
-        yield f"It is too sure of itself: its margins fit best divided by {found.temperature:.2f}; {error}."
-    elif found.temperature < UNSURE:
-        yield f"It is surer than it says: its margins fit best multiplied by {1 / found.temperature:.2f}; {error}."
+    if found.temperature is None:
+        yield f"How sure its margins are to be read cannot be told, as no temperature fits them; {error}."
+        return
+    fit = f"{found.temperature.mean:.2f} [{found.temperature.low:.2f}, {found.temperature.high:.2f}]"
+    if found.temperature.low > 1:
+        yield f"It is too sure of itself: its margins fit best divided by {fit}; {error}."
+    elif found.temperature.high < 1:
+        yield f"It is surer than it says: its margins fit best divided by {fit}; {error}."
     else:
-        yield f"Its margins can be read as log-odds (temperature {found.temperature:.2f}); {error}."
+        yield f"Its margins are not told apart from log-odds: they fit best divided by {fit}; {error}."
 
 
 def _reactions(reactions: Mapping[str, Reaction]) -> Iterator[str]:

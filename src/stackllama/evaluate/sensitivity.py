@@ -21,13 +21,14 @@ from stackllama.evaluate.preference import JudgedPair
 from stackllama.evaluate.statistics import Interval, Resampling, interval, paired_difference, question_means, wins
 from stackllama.tokens.sources import PairedTree
 
-_FIRST_WORD = re.compile(r"^([^\W_]+)", re.MULTILINE)
+_FIRST_WORD = re.compile(r"^([^\W\d_][^\W_]*)")
+_FENCE = re.compile(r"^\s*(?:```|~~~)")
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What a change does. shift: to the scores of the changed answers, in standard deviations of all scores; kept:
-    share of the pairs that are ranked as before (ties count half); accuracy: changed - unchanged.
+    """What a change does. shift: to the scores of the changed answers, in standard deviations of the scores before;
+    kept: share of the pairs that are ranked as before (ties count half); accuracy: changed - unchanged.
     """
 
     shift: Interval
@@ -39,15 +40,15 @@ class Reaction:
 
 def react(before: Sequence[JudgedPair], after: Sequence[JudgedPair], how: Resampling) -> Reaction | None:
     """What changed between two scorings of the same pairs; pairs that are in one alone are left out (a changed text may
-    outgrow its row). None where fewer than two questions are left.
+    outgrow its row). None where fewer than two questions are left, or all scores were the same.
     """
     found = {(one.question, one.better, one.worse): one for one in before}
     both = [(found[place], one) for one in after if (place := (one.question, one.better, one.worse)) in found]
     owner_P = np.array([one.question for one, _ in both])
-    if len(set(owner_P.tolist())) < 2:
+    spread = float(_scores(before).std())
+    if len(set(owner_P.tolist())) < 2 or spread == 0:
         return None
     old_P2, new_P2 = (_scores(each) for each in zip(*both, strict=True))
-    spread = max(float(_scores(before).std()), float(np.finfo(np.float64).tiny))
     old_P, new_P = (wins(scores[:, 0], scores[:, 1]) for scores in (old_P2, new_P2))
     shift_P = ((new_P2 - old_P2) / spread).mean(axis=1)
     kept_P = 1.0 - np.abs(new_P - old_P)
@@ -78,8 +79,15 @@ def with_noise(question: Question) -> Question:
 
 
 def markdown_noise(text: str) -> str:
-    """The text with the first word of each line in bold, where a line begins with a word, and a rule below it."""
-    return _FIRST_WORD.sub(r"**\1**", text.strip()) + "\n\n---"
+    """The text with the first word of each line in bold, where a line begins with a letter and is no code, and a rule
+    below it.
+    """
+    lines, fenced = [], False
+    for line in text.strip().splitlines():
+        fence = _FENCE.match(line) is not None
+        fenced ^= fence
+        lines.append(line if fenced or fence else _FIRST_WORD.sub(r"**\1**", line))
+    return "\n".join([*lines, "", "---"])
 
 
 CHANGES: Mapping[str, Callable[[PairedTree, int], PairedTree]] = {

@@ -27,6 +27,7 @@ Labels = npt.NDArray[Any]  # one label a row, anything that sorts: ids or string
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+SUPPORT = 0.05  # share of the differences of length on either side of 0, below which a line there is a guess
 PRIOR = 0.1  # inverse variance of the two numbers of a length-controlled win rate, in log-odds: little
 CELLS_AT_ONCE = 4_000_000  # resamples x clusters drawn at a time: 32 MB, whatever the size of the evaluation
 
@@ -175,8 +176,9 @@ def wins(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
 
 def length_controlled(
     wins_Q: npt.ArrayLike, longer_Q: npt.ArrayLike, *, seed: int, resamples: int, confidence: float
-) -> Interval:
-    """Give a win rate as it would be at equal lengths, and its interval.
+) -> Interval | None:
+    """Give a win rate as it would be at equal lengths, and its interval; None where the data do not say: fewer than one
+    in twenty of the answers are shorter than, or as long as, the other, or fewer than that are longer or as long.
 
     wins_Q: 1 for a win, 0 for a loss, one half for a tie; longer_Q: length of the first answer minus that of the
     second, in any unit. A logistic regression, logit P(win) = a + b tanh(longer / its root mean square), is read off at
@@ -190,6 +192,8 @@ def length_controlled(
         raise ValueError(f"{won.shape} wins and {longer.shape} differences of length: give one of each for a question")
     if len(won) < 2:
         raise DataError("an interval needs at least two questions: evaluate on more")
+    if min((longer <= 0).mean(), (longer >= 0).mean()) < SUPPORT:
+        return None
     spread = math.sqrt(float(np.square(longer).mean()))
     lean_Q = np.tanh(longer / spread) if spread > 0 else np.zeros_like(longer)
     generator, fitted = np.random.default_rng(seed), []

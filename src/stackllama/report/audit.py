@@ -91,10 +91,10 @@ def _reliability(found: Mapping[str, Any]) -> Iterator[Drawn]:
         label_ticks(axes, "y", 5, percent=True)
         said = ", ".join(f"{100 * right:.0f}% right at {100 * sure:.0f}%" for sure, right in bins)
         svg = as_svg(figure, "reliability", f"Reliability: {said}")
-    error, temperature = (number(calibration, key) for key in ("error", "temperature"))
+    error, temperature = number(calibration, "error"), number(calibration, "temperature", "mean")
     yield Drawn(
         "Reliability",
-        "How often its choice is right, over how sure it is of it, in tenths of the pairs. Dashed: calibrated. "
+        "How often its choice is right, over how sure it is of it, in groups of equal weight. Dashed: calibrated. "
         f"Expected calibration error {show(error, None)}, temperature {show(temperature)}.",
         svg,
     )
