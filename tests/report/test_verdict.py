@@ -97,6 +97,11 @@ def test_good_run_in_three_sentences() -> None:
         ),
         ({"gold": {"ppo": 0.2, "low": -0.14, "high": -0.06}}, "fell from 0.30 to 0.20"),
         ({"gold": {"ppo": 0.2, "low": -0.14, "high": -0.06}}, "a sign of reward hacking"),
+        (
+            {"ppo": {"alarms": 1, "stopped_because": "answers went from 17 to 47 tokens"}},
+            "; one evaluation on the way raised an alarm, which ended its training.",
+        ),
+        ({"ppo": {"alarms": 2, "stopped_because": None}}, "; 2 evaluations on the way raised an alarm."),
     ],
 )
 def test_verdict_is_honest(changes: dict[str, dict[str, Any]], said: str) -> None:

@@ -109,8 +109,20 @@ def _policy_sentence(summary: Mapping[str, Any], level: str, target: float | Non
     if span(low, high):
         text += f" (interval of the change {span(low, high, signed=True)}{', which includes 0' if open_ else ''})"
     text += _kl_words(number(summary, "ppo", "kl"), target)
-    parts = [text, _win_words(summary, level), _gold_words(summary, rose=after > before)]
+    parts = [text, _win_words(summary, level), _gold_words(summary, rose=after > before), _alarm_words(summary)]
     return "; ".join(part for part in parts if part) + "."
+
+
+def _alarm_words(summary: Mapping[str, Any]) -> str:
+    """That training was ended, or warned of, by what was seen on held-back prompts; whichever stage trained."""
+    for stage in ("ppo", "dpo"):
+        part = summary.get(stage)
+        count = number(summary, stage, "alarms")
+        if count and isinstance(part, Mapping):
+            ended = isinstance(part.get("stopped_because"), str)
+            times = "one evaluation" if count == 1 else f"{show(count, 0)} evaluations"
+            return f"{times} on the way raised an alarm{', which ended its training' if ended else ''}"
+    return ""
 
 
 def _kl_words(kl: float | None, target: float | None) -> str:
