@@ -272,10 +272,12 @@ def test_the_policy_says_which_stages_there_are(tmp_path: Path) -> None:
     assert recipe.policy_section is recipe.dpo
     plain = load_recipe(write(tmp_path, SMALL))
     assert plain.policy_section is plain.ppo
-    # Nothing is sampled in training: the ppo split may be empty.
+    # Nothing is sampled in training: where it is not watched either, the ppo split may be empty.
     text = "data: {source: embedded, splits: {sft: 0.4, ppo: 0}}\n"
-    assert load_recipe(write(tmp_path, text + "policy: dpo")).data.splits.ppo == 0
-    assert "data.splits.ppo = 0" in problem(tmp_path, text)
+    assert load_recipe(write(tmp_path, text + "policy: dpo\nwatch: {every: null}")).data.splits.ppo == 0
+    assert "data.splits.ppo = 0" in problem(tmp_path, text + "watch: {every: null}")
+    watched = problem(tmp_path, text + "policy: dpo")
+    assert "data.splits.ppo = 0: training is watched on questions of it; make it more, or watch.every null" in watched
 
 
 def test_sections_of_stages_that_a_recipe_does_not_have_contradict_nothing(tmp_path: Path) -> None:

@@ -483,8 +483,9 @@ def _data_contradictions(recipe: Recipe) -> Iterator[str]:
             yield "data.source = embedded-text has no answers: sft.loss_on must be all"
         needed: tuple[str, ...] = ("sft", "eval")
     else:
-        watched = ("ppo",) if recipe.watch.every is not None else ()  # whatever makes the policy: prompts are held back
-        needed = tuple(name for name in fractions if name in (*recipe.stages, *watched, "eval"))
+        needed = tuple(name for name in fractions if name in recipe.stages or name == "eval")
+        if recipe.policy == "dpo" and recipe.watch.every is not None and fractions["ppo"] == 0:
+            yield "data.splits.ppo = 0: training is watched on questions of it; make it more, or watch.every null"
     for name in needed:
         if fractions[name] == 0:
             yield f"data.splits.{name} = 0: this recipe has a stage that needs it; allowed: above 0"
