@@ -36,8 +36,9 @@ BINS, FEWEST = 10, 50
 COIN = 0.5
 HOTTEST = 100.0
 """Where an interval of a temperature ends, if it has no end."""
+FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+"""A line that begins, or ends, a block of code in Markdown."""
 
-_CODE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _RATIOS = (("under a half", 0.5), ("a half to 4/5", 0.8), ("4/5 to 5/4", 1.25), ("5/4 to 2 times", 2.0))
 
 
@@ -234,7 +235,7 @@ def _slopes(margin_P: Floats, inverse: float) -> Floats:
 
 def has_code(answer: Answer) -> bool:
     """Whether an answer has a fenced block of code."""
-    return _CODE.search(answer.text) is not None
+    return FENCE.search(answer.text) is not None
 
 
 def code_wins(question: Question, pair: Pair) -> float:

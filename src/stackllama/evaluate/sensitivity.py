@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stackllama.data.posts import Question
+from stackllama.evaluate.audit import FENCE
 from stackllama.evaluate.preference import JudgedPair
 from stackllama.evaluate.statistics import Interval, Resampling, interval, paired_difference, question_means, wins
 from stackllama.tokens.sources import PairedTree
 
 _FIRST_WORD = re.compile(r"^([^\W\d_][^\W_]*)")
-_FENCE = re.compile(r"^\s*(?:```|~~~)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def markdown_noise(text: str) -> str:
     """
     lines, fenced = [], False
     for line in text.strip().splitlines():
-        fence = _FENCE.match(line) is not None
+        fence = FENCE.match(line) is not None
         fenced ^= fence
         lines.append(line if fenced or fence else _FIRST_WORD.sub(r"**\1**", line))
     return "\n".join([*lines, "", "---"])
