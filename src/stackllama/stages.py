@@ -262,7 +262,7 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
         exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
-        audited = audit_reward_model(recipe, run, role, trunk, assembled.tokenizer, questions, held_out.items, judged)
+        audited = audit_reward_model(recipe, run, role, assembled, questions, held_out.items, judged)
         atomic_write_json(folder / AUDIT, audited)
         for sentence in audited["findings"]:
             print(f"{role}: {sentence}")
