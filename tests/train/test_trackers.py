@@ -83,7 +83,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_what_to_type(monkeypatch:
         check_installed(["tensorboard", "wandb"])
 
 
-def test_weights_and_biases_gets_the_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_has_a_run_for_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DATA_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -92,12 +92,11 @@ def test_weights_and_biases_gets_the_steps_once(tmp_path: Path, monkeypatch: pyt
         with tracked(JsonlLog(tmp_path / "metrics.jsonl"), ["wandb"], tmp_path / "run", stage) as log:
             log.append(1, loss=2.5, skipped="why")
             log.append(2, loss=1.5)
-            log.append(2, loss=9.5)
     found = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
     assert len(found) == 2
 
 
-def test_trackio_gets_the_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_keeps_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
     with tracked(JsonlLog(tmp_path / "metrics.jsonl"), ["trackio"], tmp_path / "run", "sft") as log:

@@ -1,8 +1,8 @@
 """Metrics beside the log, for tools that draw them while training goes on: TensorBoard, Weights & Biases, trackio.
 
 What decides and what is reported comes from `metrics.jsonl` alone; a tracker is for looking. Each takes numbers only.
-After a kill a stage writes some steps again: TensorBoard is told to forget those it had, Weights & Biases and trackio
-keep what they had of a step that comes a second time.
+After a kill a stage writes some steps again: TensorBoard is told to forget those it had; Weights & Biases and trackio
+are told nothing.
 """
 
 from __future__ import annotations
@@ -95,16 +95,12 @@ class Hosted:
     def __init__(self, start: Callable[[], Any]) -> None:
         self._start = start
         self._run: Any = None
-        self._last = -1
 
     def append(self, step: int, **values: Plain) -> None:
-        """Add the numbers of a step, unless it was added before in this process."""
-        if step <= self._last:
-            return
+        """Add the numbers of a step."""
         if self._run is None:
             self._run = self._start()
         self._run.log(_numbers(values), step=step)
-        self._last = step
 
     def truncate_after(self, step: int) -> None:
         """Nothing is taken back."""
@@ -117,11 +113,7 @@ class Hosted:
 
 @contextmanager
 def tracked(log: Log, names: Sequence[str], run_folder: Path, stage: str) -> Iterator[Log]:
-    """The log of a stage with trackers beside it, which are closed behind the block.
-
-    Raises:
-        RecipeError: where a package that one needs is not installed.
-    """
+    """The log of a stage with trackers beside it, which are closed behind the block."""
     trackers = [_tracker(name, run_folder.resolve(), stage) for name in names]
     try:
         yield Together([log, *trackers])
@@ -140,7 +132,6 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def _tracker(name: str, run: Path, stage: str) -> TensorBoard | Hosted:
-    check_installed([name])
     if name == "tensorboard":
         return TensorBoard(run / FOLDER / stage)
     title = f"{run.name}/{stage}"
