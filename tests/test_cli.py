@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 
-import stackllama
 from stackllama.arguments import build_parser, parse, split_overrides
 from stackllama.cli import COMMANDS, main
 from stackllama.errors import RecipeError
@@ -43,13 +42,12 @@ def make(*stages: str, note: list[str]) -> Callable[[Recipe, Run], None]:
 def journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The stages that were run, in an empty working directory, with stages that do nothing."""
     note: list[str] = []
-    module = ModuleType("stackllama.stages")
-    vars(module).update({f"run_{stage}": make(stage, note=note) for stage in ("data", "sft", "ppo", "dpo", "evaluate")})
-    vars(module).update(
-        run_reward=make("reward", "judge", note=note), run_report=lambda recipe, run: note.append("report")
-    )
-    monkeypatch.setitem(sys.modules, "stackllama.stages", module)
-    monkeypatch.setattr(stackllama, "stages", module, raising=False)
+    stages = {stage: make(stage, note=note) for stage in ("data", "sft", "ppo", "dpo", "evaluate")}
+    table, report = ModuleType("stackllama.stages.table"), ModuleType("stackllama.stages.report")
+    vars(table).update(STAGES={**stages, "reward": make("reward", "judge", note=note)})
+    vars(report).update(run_report=lambda recipe, run: note.append("report"))
+    for module in (table, report):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
     return note
 
@@ -207,7 +205,7 @@ def test_ctrl_c_says_how_to_go_on(journal: list[str], capsys: Capture, monkeypat
     def stop(recipe: Recipe, run: Run) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_sft", stop)
+    monkeypatch.setitem(sys.modules["stackllama.stages.table"].STAGES, "sft", stop)
     words = ["run", "quickstart", "--data.source", "a folder"]
     assert main(words) == 130
     again = capsys.readouterr().err.splitlines()[-1].rpartition("type: ")[2]
@@ -220,7 +218,7 @@ def test_a_full_disk_anywhere_is_a_clear_line(
     def fill(recipe: Recipe, run: Run) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/x")
 
-    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_data", fill)
+    monkeypatch.setitem(sys.modules["stackllama.stages.table"].STAGES, "data", fill)
     assert main(["run", "quickstart"]) == 2
     assert "the disk that holds /somewhere is full" in capsys.readouterr().err
 
@@ -229,7 +227,7 @@ def test_a_bug_is_not_hidden(journal: list[str], monkeypatch: pytest.MonkeyPatch
     def fail(recipe: Recipe, run: Run) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["stackllama.stages"], "run_data", fail)
+    monkeypatch.setitem(sys.modules["stackllama.stages.table"].STAGES, "data", fail)
     with pytest.raises(ZeroDivisionError):
         main(["run", "quickstart"])
 

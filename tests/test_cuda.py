@@ -25,7 +25,7 @@ from stackllama.tokens.forest import Forest, Tree, branch_targets, last_tokens, 
 from stackllama.tokens.packing import pack
 from stackllama.tokens.sources import PairedTree, reward_row, sft_row
 from tests.model.tiny import CONFIGS, random_trees, tiny_model
-from tests.test_stages import RECIPE
+from tests.stages.test_journey import RECIPE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

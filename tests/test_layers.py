@@ -42,8 +42,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "policy_assembly",
         "stages",
         "planning",
-        "watching",
-        "auditing",
         "chat",
         "scoring",
         "comparing",

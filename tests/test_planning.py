@@ -111,7 +111,7 @@ def test_errors_that_are_no_lack_of_memory_stay_what_they_are() -> None:
 
 LIMITED = """
 import resource, sys
-import stackllama.stages, stackllama.planning
+import stackllama.stages.table, stackllama.planning
 from stackllama.cli import main
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 600_000_000, resource.RLIM_INFINITY))

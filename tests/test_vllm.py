@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from stackllama.cli import main
 from stackllama.train.metrics import read_log
-from tests.test_stages import write_recipe
+from tests.stages.test_journey import write_recipe
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),

@@ -82,7 +82,9 @@ def run(arguments: Arguments) -> None:
     source = _source(arguments, recipe)
     with open_run(recipe) as opened:
         _take_over(recipe, opened, source)
-        from stackllama.stages import run_report  # seconds of imports, after all that can be wrong with the recipe
+        from stackllama.stages.report import (
+            run_report,  # seconds of imports, after all that can be wrong with the recipe
+        )
 
         for command in _stage_commands(recipe):
             _run_stage(command, recipe, opened)
@@ -123,7 +125,7 @@ def report(arguments: Arguments) -> None:
     folder = find_run(arguments.options.run)
     recipe = load_recipe(folder / "recipe.yaml")
     with open_run(recipe, folder) as opened:
-        from stackllama.stages import run_report
+        from stackllama.stages.report import run_report
 
         run_report(recipe, opened)
     say_next("chat", folder)
@@ -280,19 +282,6 @@ def _take_over(recipe: Recipe, opened: Run, source: Path | None) -> None:
         say(take_over(recipe, opened, source))
 
 
-def _stage_functions() -> dict[str, Callable[[Recipe, Run], None]]:
-    from stackllama import stages
-
-    return {
-        "data": stages.run_data,
-        "sft": stages.run_sft,
-        "reward": stages.run_reward,
-        "ppo": stages.run_ppo,
-        "dpo": stages.run_dpo,
-        "evaluate": stages.run_evaluate,
-    }
-
-
 def _stage_commands(recipe: Recipe) -> list[str]:
     """The stage commands of a recipe, in order."""
     from stackllama.run import COMMANDS as STAGE_COMMANDS
@@ -309,9 +298,10 @@ def _run_stage(command: str, recipe: Recipe, opened: Run) -> None:
         say(f"{command}: complete already, kept (delete {opened.folder / names[0]} to make it again)")
         return
     opened.require(names[0])
-    function = _stage_functions()[command]
+    from stackllama.stages.table import STAGES
+
     try:
-        function(recipe, opened)
+        STAGES[command](recipe, opened)
     except (MemoryError, RuntimeError) as error:  # torch's errors of memory are RuntimeErrors
         failed = error
     else:

@@ -19,16 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stackllama import stages
 from stackllama.assembly import FINAL, FROZEN, SFT, load_trunk
 from stackllama.cli import main
 from stackllama.data.store import store
-from stackllama.errors import RunError
 from stackllama.model.load import load_base
 from stackllama.model.nf4 import quantize
 from stackllama.recipe_load import load_recipe, to_yaml, with_values
 from stackllama.run import open_run, stage_outputs
-from stackllama.tokens.forest import Tree
+from stackllama.stages import sft
+from stackllama.stages.data import run_data
 from stackllama.train.metrics import read_log
 from tests.data.dumps import answer, question, site
 
@@ -213,18 +212,6 @@ def test_killed_behind_its_last_step_a_stage_states_no_rate(whole: Path, tmp_pat
     assert final_weights(run) == final_weights(whole)
 
 
-def test_a_perplexity_is_taken_over_two_questions_at_least() -> None:
-    trees = [
-        Tree((5,), ((6, 2), (7, 2), (8, 2)), 0),
-        Tree((5,), ((9, 2),), 0),
-        Tree((5,), ((6, 2),), 1),
-        Tree((5,), (), 2),
-    ]
-    # The first question alone has the answers that were asked for, in two trees; an interval needs another question.
-    assert [tree.key for tree in stages._first_answers(trees, 2)] == [0, 0, 1]
-    assert [tree.key for tree in stages._first_answers(trees[2:], 1)] == [1, 2]
-
-
 def test_chat_and_score_speak_with_the_run(whole: Path) -> None:
     folder = whole.parent.parent
     for stage in ("ppo", "sft"):
@@ -371,13 +358,13 @@ def test_dpo_in_full_trains_a_copy(whole: Path, tmp_path: Path) -> None:
 def test_an_adapter_that_sft_keeps_live_is_noted_and_loaded(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "MERGE_LOSS", float("-inf"))
+    monkeypatch.setattr(sft, "MERGE_LOSS", float("-inf"))
     changed = {"base.model": str(whole / SFT / FINAL), "sft.method": "lora", "sft.max_steps": "2"}
     threads = str(torch.get_num_threads())
     recipe = load_recipe(write_recipe(tmp_path), {"folder": str(tmp_path), "compute.threads": threads} | changed)
     with open_run(recipe) as run:
-        stages.run_data(recipe, run)
-        stages.run_sft(recipe, run)
+        run_data(recipe, run)
+        sft.run_sft(recipe, run)
         assert run.outputs(SFT).keys() == {FINAL, FROZEN}
         assert load_trunk(recipe, run.folder).trunk.frozen == (SFT,)
 
@@ -435,17 +422,6 @@ def test_killed_over_a_base_in_four_bits_it_ends_with_the_same_bits(
     expected, found = final_weights(run), final_weights(tmp_path / "runs" / "small")
     assert len(found) == 4
     assert all(expected[name] == digest for name, digest in found.items())
-
-
-@pytest.mark.parametrize("damaged", ['"abc"', "[]", "null", "true", "-1", "NaN", "Infinity"])
-def test_a_broken_clock_is_named(tmp_path: Path, damaged: str) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), {"folder": str(tmp_path)})
-    with open_run(recipe) as run:
-        run.begin("data")
-        (run.stage("data") / "half").touch()
-        (run.stage("data") / "seconds.json").write_text(damaged)
-        with pytest.raises(RunError, match=r"data/seconds.json holds no number of seconds; delete it"):
-            stages.run_data(recipe, run)
 
 
 def test_after_data_without_a_pair_the_same_name_takes_looser_preferences(

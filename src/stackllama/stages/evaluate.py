@@ -1,0 +1,77 @@
+"""The exam: the policy against the SFT model, on held-out questions."""
+
+from __future__ import annotations
+
+from stackllama.assembly import (
+    Assembled,
+    accelerator,
+    load_roles,
+    load_trunk,
+    prepare_machine,
+    prompt_trees,
+    resampling,
+    sft_trees,
+    stage_seed,
+)
+from stackllama.data.synthetic import community as synthetic
+from stackllama.evaluate.exam import compare_policies
+from stackllama.evaluate.statistics import ends, perplexity_intervals
+from stackllama.files import atomic_write_json, digest_file
+from stackllama.model.roles import REFERENCE
+from stackllama.recipe import EMBEDDED, Recipe
+from stackllama.rollout.engine import Sampling
+from stackllama.rollout.experience import POLICY
+from stackllama.run import Run
+from stackllama.stages.opening import open_stage
+from stackllama.stages.perplexity import first_answers, read_answers
+from stackllama.summary import BestOfNumbers, merge_summary
+
+
+def run_evaluate(recipe: Recipe, run: Run) -> None:
+    """The policy against the SFT model on held-out questions: rewards, judge, KL, lengths, gold, samples."""
+    if run.is_complete("evaluate"):
+        return
+    prepare_machine(recipe)
+    with open_stage(run, "evaluate", accelerator=accelerator(recipe)) as (folder, outputs):
+        assembled = load_trunk(recipe, run.folder)
+        load_roles(assembled, run.folder, "reward", "judge", "policy")
+        questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "eval")
+        sampling = Sampling(
+            seed=stage_seed(recipe, "evaluate/sampling"),
+            max_new_tokens=recipe.evaluate.max_new_tokens or recipe.ppo.max_new_tokens,
+            eos_id=assembled.tokenizer.eos_id,
+        )
+        result = compare_policies(
+            assembled.trunk,
+            assembled.tokenizer,
+            questions,
+            prompts.items[: recipe.evaluate.prompts],
+            sampling,
+            gold=synthetic.gold_score if recipe.data.source == (EMBEDDED,) else None,
+            titles=recipe.data.titles,
+            best_of=recipe.evaluate.best_of,
+            row_tokens=recipe.compute.row_tokens,
+            side_by_side=recipe.evaluate.side_by_side,
+            how=resampling(recipe),
+        )
+        atomic_write_json(folder / "samples.json", result.samples)
+        atomic_write_json(folder / "policy.json", result.policies)
+        nothing = {"best_of": dict.fromkeys(BestOfNumbers.model_fields)}  # of an exam before this one
+        forgotten = _forgetting(recipe, run, assembled)
+        merge_summary(run.folder, nothing | result.summary | {"ppo": {**result.summary["ppo"], **forgotten}})
+        outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
+
+
+def _forgetting(recipe: Recipe, run: Run, assembled: Assembled) -> dict[str, float]:
+    """What the policy makes of held-out human answers, beside the SFT model."""
+    held_out = sft_trees(recipe, run, assembled.tokenizer, "eval").items
+    sample = first_answers(held_out, recipe.evaluate.perplexity_answers)
+    before, after = (read_answers(recipe, assembled.trunk, role, sample) for role in (REFERENCE, POLICY))
+    first, second, change = perplexity_intervals(
+        (before.nll, before.tokens), (after.nll, after.tokens), **resampling(recipe)
+    )
+    return {
+        "human_perplexity_before": first.mean,
+        "human_perplexity_after": second.mean,
+        **ends("human_perplexity_difference", change),
+    }
