@@ -24,7 +24,7 @@ from stackllama.tokens.tokenizer import Tokenizer
 WHO = Attribution("https://example/q/1", "Ann", 1, None, "CC BY-SA 4.0")
 QUESTIONS = [Question("example", at, "", f"What is {at}?", (), 0, "2020-01-01", WHO, ()) for at in range(6)]
 TOKENIZER = Tokenizer.train(["What is it? It is 1, 2 or 3."], 300)
-SETTINGS: dict[str, Any] = {"titles": True, "row_tokens": 256, "side_by_side": 4}
+SETTINGS: dict[str, Any] = {"titles": True, "row_tokens": 256}
 
 
 def make_trunk(*, moved: float) -> Trunk:
@@ -72,8 +72,7 @@ def test_after_is_the_policy_and_before_is_the_sft_model() -> None:
     assert found.summary["ppo"]["reward_after"] == found.policies["ppo"]["reward"]
     assert found.summary["ppo"]["reward_before"] == found.policies["sft"]["reward"]
     assert found.summary["gold"]["sft"] == found.policies["sft"]["gold"]
-    assert len(found.samples) == 4
-    for sample, question in zip(found.samples, QUESTIONS, strict=False):
+    for sample, question in zip(found.samples, QUESTIONS, strict=True):
         assert sample["question"] == question.text
         before, after = sample["answers"]
         assert (before["role"], after["role"]) == ("sft", "ppo")

@@ -81,7 +81,6 @@ def compare_policies(
     gold: Gold | None,
     best_of: int,
     row_tokens: int,
-    side_by_side: int,
     how: Resampling,
 ) -> Comparison:
     """Let the SFT model (the reference) and the policy answer each prompt once, with equal noise, and compare them.
@@ -111,9 +110,7 @@ def compare_policies(
     if best_of:
         summary["best_of"] = _best_of_numbers(sat["best_of"], sat["sft"], best_of, how)
     return Comparison(
-        samples=[
-            _sample(questions[prompts[at].key], shown[at], sat, at) for at in range(min(side_by_side, len(prompts)))
-        ],
+        samples=[_sample(questions[tree.key], shown[at], sat, at) for at, tree in enumerate(prompts)],
         policies={
             name: {
                 **_policy_numbers(paper, sampled=name != "best_of"),
@@ -141,6 +138,7 @@ def _paper(answered: Answered, tokenizer: Tokenizer, shown: Sequence[str], gold:
 def _policy_numbers(paper: _Sat, *, sampled: bool) -> dict[str, float | None]:
     """sampled: whether the answers are the model's own, and not chosen among several."""
     own_nll_S = paper.answered.reference_nll - paper.answered.kl
+    answers = [response.tokens for response in paper.answered.responses]
     return {
         "reward": float(paper.answered.reward.mean()),
         "judge": float(paper.answered.judge.mean()),
@@ -149,7 +147,9 @@ def _policy_numbers(paper: _Sat, *, sampled: bool) -> dict[str, float | None]:
         "eos_rate": float(paper.ended.mean()),
         "repetition": float(paper.repetition.mean()),
         "entropy": float(own_nll_S.sum() / paper.length.sum()) if sampled else None,
-        "distinct_2": distinct([response.tokens for response in paper.answered.responses]),
+        "distinct_1": distinct(answers, gram=1),
+        "distinct_2": distinct(answers, gram=2),
+        "distinct_3": distinct(answers, gram=3),
         "gold": None if paper.gold is None else float(paper.gold.mean()),
     }
 

@@ -34,7 +34,9 @@ POLICY_ROWS = (
     ("eos_rate", "Finished answers", None),
     ("repetition", "Repeated runs of 4 tokens", None),
     ("entropy", "Entropy of a token, nats", 2),
+    ("distinct_1", "Distinct tokens", 3),
     ("distinct_2", "Distinct token pairs", 3),
+    ("distinct_3", "Distinct runs of 3 tokens", 3),
     ("human_perplexity", "Perplexity of human answers", 2),
     ("gold", "Gold (for reports only)", 3),
 )
@@ -61,7 +63,8 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     target, judge, method = kl_target(run), number(run.summary, "judge", "accuracy"), policy_method(run.recipe)
     roles, level = _roles(run.summary, method), coverage(run)
     stage = policy_stage(run.recipe)
-    samples = _samples(run.samples, roles)
+    shown = number(run.recipe, "evaluate", "side_by_side")
+    samples = _samples(run.samples[: None if shown is None else int(shown)], roles)
     guard, unseen_events = events.rows(run.events)
     drawn = {
         one: figures.stage(one, run.logs[one], targets={"kl": (f"target {target:g}", target)} if target else None)

@@ -51,7 +51,6 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
             titles=recipe.data.titles,
             best_of=recipe.evaluate.best_of,
             row_tokens=recipe.compute.row_tokens,
-            side_by_side=recipe.evaluate.side_by_side,
             how=resampling(recipe),
         )
         atomic_write_json(folder / "samples.json", result.samples)
