@@ -240,7 +240,7 @@ class Evaluate(Section):
     resamples: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of each interval, as a fraction.")
     perplexity_answers: int = Field(200, ge=2, description="Held-out answers whose perplexity is measured.")
-    side_by_side: int = Field(10, ge=0, le=1000, description="Questions whose answers the report shows.")
+    side_by_side: int = Field(24, ge=0, le=1000, description="Questions whose answers the report shows.")
 
 
 class Guard(Section):

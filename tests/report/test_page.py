@@ -254,7 +254,7 @@ def test_whole_run_is_told_in_order_verdict_first(run: Path) -> None:
     text = words(page)
     for number in ("18,211", "1,203", "21,840", "74.2%", "58.6%", "64.8%", "71.0%", "83.0%", "28.4", "107.3", "2.13.0"):
         assert number in text, number
-    assert page.count("<article>") == 10
+    assert page.count("<article") == 10
     assert "not in this run" not in text
     assert "has not run" not in text
 
@@ -404,7 +404,7 @@ def test_unknown_and_odd_values_break_nothing_and_show_nowhere(bare: Path) -> No
     page = write_report(bare).read_text("utf-8")
     assert "4242" not in words(page)
     assert "4,242" not in words(page)
-    assert page.count("<article>") == 3
+    assert page.count("<article") == 3
 
 
 def test_the_baselines_under_each_rule_and_why_there_is_no_pair(bare: Path) -> None:

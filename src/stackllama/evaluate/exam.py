@@ -41,12 +41,14 @@ Gold = Callable[[str, str], float]
 class Comparison:
     """What the exam found, as the files keep it: samples.json, policy.json and parts of summary.json.
 
-    Policies are named "sft", "ppo" (the policy, whatever trained it) and, where it was asked for, "best_of".
+    Policies are named "sft", "ppo" (the policy, whatever trained it) and, where it was asked for, "best_of". scores:
+    "reward" and "judge" -> policy -> what its answers score (S,).
     """
 
     samples: list[dict[str, Any]]
     policies: dict[str, dict[str, float | None]]
     summary: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,10 @@ def compare_policies(
             for name, paper in sat.items()
         },
         summary=summary,
+        scores={
+            "reward": {name: paper.answered.reward for name, paper in sat.items()},
+            "judge": {name: paper.answered.judge for name, paper in sat.items()},
+        },
     )
 
 

@@ -72,6 +72,12 @@ def judge_pairs(trunk: Trunk, role: str, trees: Sequence[PairedTree], *, row_tok
     return judged
 
 
+def answer_scores(judged: Sequence[JudgedPair]) -> dict[tuple[int, int], float]:
+    """(question, answer) -> score, of every answer that stands in a pair."""
+    better = {(one.question, one.better): one.better_score for one in judged}
+    return better | {(one.question, one.worse): one.worse_score for one in judged}
+
+
 def examine(
     questions: Sequence[Question],
     judged: Sequence[JudgedPair],

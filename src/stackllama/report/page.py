@@ -17,14 +17,11 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import audit, events, figures, tables, watching
+from stackllama.report import audit, drift, events, figures, samples, tables, watching
 from stackllama.report.figures import Interval
-from stackllama.report.layout import clipped, is_web, template
+from stackllama.report.layout import template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, policy_stage, read_run
 from stackllama.report.verdict import DASH, show, span, verdict
-
-PAGE_LIMIT = 300_000
-"""Characters of all samples together: the rest stays in `evaluate/samples.json`, and the page says so."""
 
 POLICY_ROWS = (
     ("reward", "Reward, training reward model", 2),
@@ -63,8 +60,8 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
     target, judge, method = kl_target(run), number(run.summary, "judge", "accuracy"), policy_method(run.recipe)
     roles, level = _roles(run.summary, method), coverage(run)
     stage = policy_stage(run.recipe)
-    shown = number(run.recipe, "evaluate", "side_by_side")
-    samples = _samples(run.samples[: None if shown is None else int(shown)], roles)
+    most = number(run.recipe, "evaluate", "side_by_side")
+    shown = samples.samples(run.samples[: None if most is None else int(most)], roles)
     guard, unseen_events = events.rows(run.events)
     drawn = {
         one: figures.stage(one, run.logs[one], targets={"kl": (f"target {target:g}", target)} if target else None)
@@ -94,13 +91,16 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         audited=audit.audited(run.audit),
         judge_accuracy=show(judge, None) if judge is not None else None,
         win_rate=_win_plot(run.summary, roles[1:]),
+        drifted=drift.figures_of(run.drift, roles),
+        drift_words=drift.words(run.drift, method),
         policies=[label for role, label in roles if role != "sft"],
         policy_rows=_policy_rows(run, [role for role, _ in roles[1:]]),
         remarks=_remarks(run),
         best_of=show(number(run.summary, "best_of", "n"), 0) if number(run.summary, "best_of", "n") else None,
         best_of_kl=show(number(run.summary, "best_of", "kl_bound")),
-        samples=samples,
-        unseen=len(run.samples) - len(samples),
+        samples=shown,
+        choices=samples.choices(shown, method),
+        unseen=len(run.samples) - len(shown),
         settings=_settings(run.recipe, defaults),
         compared=defaults is not None,
         hashes=_hashes(run.lineage),
@@ -325,44 +325,6 @@ def _remarks(run: Run) -> list[str]:
     if same_before is not None and same_after is not None and same_after > max(1.5 * same_before, same_before + 0.02):
         said.append(f"Answers repeat themselves more: {show(same_before, 3)} before, {show(same_after, 3)} after.")
     return said
-
-
-def _text(value: Any) -> str:
-    text, cut = clipped(value if isinstance(value, str) else "")
-    return f"{text}\n[… {cut:,} more characters are not shown]" if cut else text
-
-
-def _sample(sample: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """One question with the answer of each; a link is made of `url` only where it is plain http or https."""
-    url = sample.get("url")
-    url = url if isinstance(url, str) else ""
-    given = sample.get("answers")
-    by_role = {a.get("role"): a for a in given if isinstance(a, Mapping)} if isinstance(given, list) else {}
-    answers = []
-    for role, label in roles:
-        if role in by_role:
-            answer = by_role[role]
-            scores = [
-                (key, show(number(answer, key)))
-                for key in ("reward", "judge", "gold")
-                if number(answer, key) is not None
-            ]
-            end = {"eos": "ended by itself", "length": "cut at the length limit"}.get(str(answer.get("stopped")), "")
-            answers.append(
-                {"label": label, "role": role, "text": _text(answer.get("text")), "scores": scores, "end": end}
-            )
-    return {"question": _text(sample.get("question")), "url": url, "link": is_web(url), "answers": answers}
-
-
-def _samples(given: Sequence[Mapping[str, Any]], roles: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = []
-    room = PAGE_LIMIT
-    for sample in (_sample(one, roles) for one in given):
-        room -= len(sample["question"]) + sum(len(answer["text"]) for answer in sample["answers"])
-        if room < 0 and shown:
-            break
-        shown.append(sample)
-    return shown
 
 
 def _settings(recipe: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

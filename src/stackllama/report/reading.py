@@ -36,6 +36,7 @@ class Run:
     lineage: Mapping[str, Any]
     data: Mapping[str, Any]
     policy: Mapping[str, Any]
+    drift: Mapping[str, Any]
     audit: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     logs: Mapping[str, Log]
@@ -72,6 +73,7 @@ def read_run(folder: Path) -> Run:
         lineage=_read(folder / "lineage.json", dict),
         data=_read(folder / "data" / "report.json", dict),
         policy=_read(folder / "evaluate" / "policy.json", dict),
+        drift=_read(folder / "evaluate" / "drift.json", dict),
         audit=_read(folder / "reward" / "audit.json", dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
 from stackllama.assembly import (
     Assembled,
     accelerator,
     load_roles,
     load_trunk,
+    paired_trees,
     prepare_machine,
     prompt_trees,
     resampling,
@@ -14,7 +21,9 @@ from stackllama.assembly import (
     stage_seed,
 )
 from stackllama.data.synthetic import community as synthetic
-from stackllama.evaluate.exam import compare_policies
+from stackllama.evaluate.drift import spreads
+from stackllama.evaluate.exam import Comparison, compare_policies
+from stackllama.evaluate.preference import answer_scores, judge_pairs
 from stackllama.evaluate.statistics import ends, perplexity_intervals
 from stackllama.files import atomic_write_json, digest_file
 from stackllama.model.roles import REFERENCE
@@ -53,12 +62,34 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
             row_tokens=recipe.compute.row_tokens,
             how=resampling(recipe),
         )
+        asked = [tree.key for tree in prompts.items[: recipe.evaluate.prompts]]
+        atomic_write_json(folder / "drift.json", _drift(recipe, run, assembled, result, asked))
         atomic_write_json(folder / "samples.json", result.samples)
         atomic_write_json(folder / "policy.json", result.policies)
         nothing = {"best_of": dict.fromkeys(BestOfNumbers.model_fields)}  # of an exam before this one
         forgotten = _forgetting(recipe, run, assembled)
         merge_summary(run.folder, nothing | result.summary | {"ppo": {**result.summary["ppo"], **forgotten}})
-        outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json")}
+        outputs |= {name: digest_file(folder / name) for name in ("samples.json", "policy.json", "drift.json")}
+
+
+def _drift(
+    recipe: Recipe, run: Run, assembled: Assembled, result: Comparison, asked: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Scorer -> name -> spread of the scores of people's answers to the questions asked, and of each policy's; empty
+    where people's answers to them are beyond the reward model's limits.
+    """
+    most, inside = recipe.reward.answers_per_question, set(asked)
+    _, held_out = paired_trees(recipe, run, assembled.tokenizer, "eval", answers_per_question=most)
+    trees = [tree for tree in held_out.items if tree.tree.key in inside]
+    found: dict[str, dict[str, Any]] = {}
+    for scorer, scores in result.scores.items() if trees else ():
+        judged = judge_pairs(assembled.trunk, scorer, trees, row_tokens=recipe.compute.row_tokens)
+        people = answer_scores(judged)
+        spread = spreads(
+            np.array(list(people.values())), np.array([at for at, _ in people]), scores, resampling(recipe)
+        )
+        found[scorer] = {name: asdict(one) for name, one in spread.items()}
+    return found
 
 
 def _forgetting(recipe: Recipe, run: Run, assembled: Assembled) -> dict[str, float]:
