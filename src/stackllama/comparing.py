@@ -8,9 +8,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stackllama.files import check_writable
-from stackllama.report import comparison, rivals, tables
+from stackllama.report import comparison, rivals, seeds, tables
 from stackllama.report.verdict import show
 from stackllama.run import find_run
 from stackllama.terminal import visible
@@ -32,11 +33,16 @@ def compare(options: Namespace) -> Path:
         write_page(page, several, options.at)
         print(f"{page}: written", file=sys.stderr)
     if options.json:
-        print(json.dumps(comparison.to_json(several, options.at), indent=2))
+        print(json.dumps(_numbers(several, options.at), indent=2))
     elif page is None:
         for line in _lines(several, options.at):
             print(visible(line))
     return folders[0]
+
+
+def _numbers(several: list[rivals.Group], kl: float | None) -> dict[str, Any]:
+    over = seeds.to_json(several, seeds.where(several, kl))
+    return comparison.to_json(several, kl) | ({} if over is None else {"over_seeds": over})
 
 
 def _lines(several: list[rivals.Group], kl: float | None) -> Iterator[str]:
@@ -45,4 +51,6 @@ def _lines(several: list[rivals.Group], kl: float | None) -> Iterator[str]:
         if equal is not None:
             title = f"On the way, at {show(where)} nats of KL, on prompts held back; gains in SFT's deviations"
             yield from (*tables.lines(replace(equal, title=title)), "")
+    for table in seeds.tables(several, seeds.where(several, kl)):
+        yield from (*tables.lines(table), "")
     yield from comparison.remarks(several)

@@ -13,9 +13,11 @@ from stackllama.evaluate.statistics import (
     Interval,
     interval,
     length_controlled,
+    over_seeds,
     paired_difference,
     perplexity_intervals,
     question_means,
+    student_t,
     wins,
 )
 
@@ -228,3 +230,21 @@ def test_where_nearly_all_answers_are_longer_nothing_is_said_of_equal_lengths() 
         assert length_controlled(won, one, seed=0, resamples=100, confidence=0.95) is None
     longer[:7] *= -1  # more than one in twenty
     assert length_controlled(won, longer, seed=0, resamples=100, confidence=0.95) is not None
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    # Abramowitz and Stegun, table 26.10, two sides.
+    for freedom, t in ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042)):
+        assert student_t(0.95, freedom) == pytest.approx(t, abs=6e-4)
+    assert student_t(0.99, 4) == pytest.approx(4.604, abs=6e-4)
+    assert student_t(0.95, 100) == pytest.approx(student_t(0.95, 101), abs=4e-4)
+
+
+def test_a_mean_over_seeds_is_as_sure_as_their_number_allows() -> None:
+    three = over_seeds([0.3, 0.4, 0.35])
+    assert (three.mean, three.low, three.high) == pytest.approx((0.35, 0.35 - 0.12421, 0.35 + 0.12421), abs=1e-5)
+    with pytest.raises(DataError, match="needs at least two"):
+        over_seeds([0.3])
+    random = np.random.default_rng(0)
+    found = [over_seeds(list(values)) for values in random.normal(size=(1000, 5))]
+    assert 930 <= sum(one.low <= 0 <= one.high for one in found) <= 970

@@ -7,7 +7,7 @@ from typing import Any
 
 from stackllama.report.equal_kl import MEASURES, at_kl, most
 from stackllama.report.reading import number
-from stackllama.report.rivals import SHARED, Group, Rival, differs
+from stackllama.report.rivals import SHARED, Group, Rival, differs, several_seeds
 from stackllama.report.tables import Table
 from stackllama.report.verdict import DASH, show
 
@@ -78,7 +78,12 @@ def shown(several: Sequence[Group], kl: float | None) -> list[tuple[Group, Table
 def remarks(several: Sequence[Group]) -> list[str]:
     """What a reader has to know before comparing."""
     said = []
-    if len(several) > 1:
+    if several_seeds(several):
+        said.append(
+            f"The {len(several)} groups are the same journey under other seeds; in each, compare within the group, and "
+            "over all of them by the tables over seeds."
+        )
+    elif len(several) > 1:
         parts = differs(several)
         said.append(
             f"The runs do not all stand on the same: they differ in {', '.join(parts)}. They are shown in "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stackllama.files import atomic_write_text
-from stackllama.report import comparison
+from stackllama.report import comparison, seeds
 from stackllama.report.equal_kl import MEASURES
 from stackllama.report.figures import Drawn, Interval, whiskers
 from stackllama.report.frontier import Dashes, Line, Mark, curve, draw
@@ -60,6 +60,7 @@ def render(several: Sequence[Group], kl: float | None) -> str:
         level=coverage(rivals[0].run),
         remarks=comparison.remarks(several),
         sections=sections,
+        over_seeds=seeds.tables(several, seeds.where(several, kl)),
     )
 
 

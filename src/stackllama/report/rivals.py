@@ -1,7 +1,7 @@
 """Runs that are compared: what each stands on, by which method its policy was trained, and what came out.
 
 Rivals are compared fairly where they stand on the same data, SFT model, reward model and judge, and sat the same exam.
-Runs that do are one group; others stand apart. Runs of several seeds stay single runs: nothing is pooled.
+Runs that do are one group; others stand apart. Runs of several seeds are told seed by seed (`seeds.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stackllama.errors import RunError
 from stackllama.files import digest_json
@@ -30,6 +31,9 @@ _EXAM_KEYS = (
     ("ppo", "max_new_tokens"),
 )
 """Keys of the recipe that say which questions are asked, and how they are answered."""
+
+_JOURNEY = ("base", "data", "sft", "reward")
+"""Sections of a recipe that are the same where runs differ in their seed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,14 @@ def differs(several: Sequence[Group]) -> list[str]:
     return [words[what] for what in words if len({group.stands_on[what] for group in several}) > 1]
 
 
+def several_seeds(groups: Sequence[Group]) -> bool:
+    """Whether the groups are the same journey under different seeds, each its own."""
+    seeds = [{rival.seed for rival in group.rivals} for group in groups]
+    journeys = {_journey(rival) for group in groups for rival in group.rivals}
+    apart = len({seed for one in seeds for seed in one}) == len(groups)
+    return len(groups) > 1 and all(len(one) == 1 for one in seeds) and apart and len(journeys) == 1
+
+
 def _read(folder: Path, name: str) -> Rival:
     stage_outputs(folder, "evaluate")  # raises where it is missing
     run = read_run(folder)
@@ -117,3 +129,15 @@ def _read(folder: Path, name: str) -> Rival:
         log=read_log(folder / stage / "watch.jsonl")[0],
         stands_on=stands_on | {EXAM: digest_json([coverage(run), *(number(run.recipe, *key) for key in _EXAM_KEYS)])},
     )
+
+
+def _journey(rival: Rival) -> str:
+    recipe = rival.run.recipe
+    exam = [_at(recipe, key) for key in _EXAM_KEYS if key != ("seed",)]
+    return digest_json([[recipe.get(section) for section in _JOURNEY], exam])
+
+
+def _at(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
