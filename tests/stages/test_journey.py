@@ -30,6 +30,7 @@ from stackllama.stages import sft
 from stackllama.stages.data import run_data
 from stackllama.train.metrics import read_log
 from tests.data.dumps import answer, question, site
+from tests.train.test_trackers import curves
 
 # Every test here starts from the same journey, which one process makes once.
 pytestmark = pytest.mark.xdist_group("stages")
@@ -124,7 +125,15 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
     stages = {"data", "sft", "reward", "judge", "ppo", "evaluate"}
     assert summary["seconds"].keys() == stages | {"total"}
     assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"][stage] for stage in stages))
+    drift = json.loads((whole / "evaluate" / "drift.json").read_text())
+    assert {scorer: list(found) for scorer, found in drift.items()} == {
+        scorer: ["people", "sft", "ppo", "best_of"] for scorer in ("reward", "judge")
+    }
+    assert drift["reward"]["sft"]["mean"] == pytest.approx(summary["ppo"]["reward_before"])
+    assert len(json.loads((whole / "evaluate" / "samples.json").read_text())) == 12
     page = (whole / "report.html").read_text()
+    assert page.count("<article") == 3
+    assert "Where their scores lie" in page
     findings = json.loads((whole / "reward/audit.json").read_text())["findings"]
     assert all(finding in html.unescape(page) for finding in findings)
     assert set(final_weights(whole)) == {
@@ -184,6 +193,9 @@ def test_ppo_is_watched_and_leaves_the_judges_best_within_the_bound(whole: Path)
     best = max(allowed, key=lambda line: float(line["judge"]))
     assert summary["chosen_step"] == best["step"]
     assert "Watched on prompts held back from training" in (whole / "report.html").read_text()
+    drawn = curves(whole / "tensorboard" / "ppo-watch")
+    assert list(drawn["judge"]) == [line["step"] for line in lines]
+    assert list(drawn["judge"].values()) == pytest.approx([line["judge"] for line in lines])
 
 
 def test_without_watching_ppo_has_all_prompts_and_leaves_its_last_weights(whole: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from stackllama.tokens.batches import Batch, Source, StepResult
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.template import decode_answer
 from stackllama.tokens.tokenizer import Tokenizer
-from stackllama.train.metrics import JsonlLog
+from stackllama.train.trackers import Log
 
 RowT = TypeVar("RowT")
 
@@ -140,7 +140,7 @@ class Watched(Generic[RowT]):
         weights: Callable[[], Mapping[str, Tensor]],
         *,
         settings: Settings,
-        log: JsonlLog,
+        log: Log,
         tell: Callable[[str], None],
     ) -> None:
         self.unit, self.total_work = source.unit, source.total_work

@@ -27,7 +27,7 @@ from stackllama.rollout.preferences import PreferenceSource
 from stackllama.run import Run
 from stackllama.stages.opening import open_stage
 from stackllama.stages.reward import pairs_each
-from stackllama.stages.watching import leave_best, watch
+from stackllama.stages.watching import leave_best, watch, watch_log
 from stackllama.summary import WatchedNumbers, merge_summary
 from stackllama.tokens.sources import reward_source
 
@@ -44,7 +44,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
     prepare_machine(recipe)
     if recipe.ppo.method == "lora" and recipe.ppo.lora.dropout > 0:
         print("ppo: with ppo.lora.dropout above 0 the first minibatch of a round is not exact: ratios there are not 1")
-    with open_stage(run, "ppo", accelerator=accelerator(recipe)) as (folder, outputs):
+    with open_stage(run, "ppo", accelerator=accelerator(recipe)) as (folder, outputs), watch_log(recipe, run) as log:
         assembled = load_trunk(recipe, run.folder)
         trunk, tokenizer = assembled.trunk, assembled.tokenizer
         load_roles(assembled, run.folder, "reward")
@@ -62,7 +62,7 @@ def run_ppo(recipe: Recipe, run: Run) -> None:
         atomic_write_json(folder / "left_out.json", {"ppo": dict(prompts.left_out)})
         source = experience(recipe, run.folder, assembled, trained)
         rounds = recipe.ppo.steps
-        watched = watch(recipe, run, assembled, source, rounds, questions, held_back) if held_back else None
+        watched = watch(recipe, log, assembled, source, rounds, questions, held_back) if held_back else None
         steps = rounds * recipe.ppo.epochs * recipe.ppo.minibatches
         rate = train(
             recipe,
@@ -94,7 +94,7 @@ def run_dpo(recipe: Recipe, run: Run) -> None:
     prepare_machine(recipe)
     if section.method == "lora" and section.lora.dropout > 0:
         print("dpo: with dpo.lora.dropout above 0 the first step is not exact: the policy is not yet the reference")
-    with open_stage(run, "dpo", accelerator=accelerator(recipe)) as (folder, outputs):
+    with open_stage(run, "dpo", accelerator=accelerator(recipe)) as (folder, outputs), watch_log(recipe, run) as log:
         assembled = load_trunk(recipe, run.folder)
         trunk, most = assembled.trunk, section.answers_per_question
         _, trees = paired_trees(recipe, run, assembled.tokenizer, "reward", answers_per_question=most)
@@ -115,7 +115,7 @@ def run_dpo(recipe: Recipe, run: Run) -> None:
         if recipe.watch.every is not None:
             questions, prompts = prompt_trees(recipe, run, assembled.tokenizer, "ppo")
             held_back = watched_prompts(recipe, prompts.items)[1]
-            watched = watch(recipe, run, assembled, source, steps, questions, held_back)
+            watched = watch(recipe, log, assembled, source, steps, questions, held_back)
         shown, learned = ("loss", "accuracy", "margin", "learning_rate"), dpo_objective(recipe)
         rate = train(recipe, run, "dpo", trunk, learned, watched or source, section, steps, shown=shown)
         seen = leave_best(watched, trunk) if watched else {**UNWATCHED, "steps": steps}

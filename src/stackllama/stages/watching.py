@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from stackllama.assembly import Assembled, resampling, stage_seed
@@ -18,6 +19,7 @@ from stackllama.run import Run
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.template import question_text
 from stackllama.train.metrics import JsonlLog
+from stackllama.train.trackers import Log, tracked
 
 RowT = TypeVar("RowT")
 
@@ -26,9 +28,15 @@ MOST_LOOKS = 40
 """At most so many while DPO trains: its steps are cheap beside a look, and the best of many looks is too good."""
 
 
+def watch_log(recipe: Recipe, run: Run) -> AbstractContextManager[Log]:
+    """Where looks are written, with the recipe's trackers beside it."""
+    stage = recipe.policy
+    return tracked(JsonlLog(run.stage(stage) / LOG), recipe.track, run.folder, f"{stage}-watch")
+
+
 def watch(
     recipe: Recipe,
-    run: Run,
+    log: Log,
     assembled: Assembled,
     source: Rounds[RowT],
     rounds: int,
@@ -72,7 +80,7 @@ def watch(
         look,
         lambda: trunk.state(POLICY),
         settings=settings,
-        log=JsonlLog(run.stage(recipe.policy) / LOG),
+        log=log,
         tell=lambda text: print(f"{recipe.policy}: {text}"),
     )
 
