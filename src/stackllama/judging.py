@@ -22,7 +22,7 @@ from stackllama.evaluate.replies import Replies, Reply
 from stackllama.evaluate.statistics import Resampling
 from stackllama.files import atomic_write_json, digest_file, take_lock
 from stackllama.recipe_load import load_recipe
-from stackllama.report.judged import sentences, table
+from stackllama.report.judged import money, sentences, table
 from stackllama.run import find_run
 from stackllama.terminal import visible
 from stackllama.train.metrics import progress
@@ -42,6 +42,7 @@ def judge(options: Namespace) -> Path:
     folder = find_run(options.run)
     evaluate, how = folder / "evaluate", _how(folder)
     samples = read_samples(evaluate / "samples.json", folder)
+    digest = digest_file(evaluate / "samples.json")
     endpoint = _endpoint(options)
     prices = _prices(options)
     chosen = samples[: options.limit]
@@ -62,7 +63,7 @@ def judge(options: Namespace) -> Path:
         found = {
             "model": options.model,
             "url": endpoint.address,
-            "samples": digest_file(evaluate / "samples.json"),
+            "samples": digest,
             "questions": len(chosen),
             "left": len(samples) - len(chosen),
             "prompt": options.prompt,
@@ -137,7 +138,7 @@ def _ask_all(
     with progress("judge", len(wanted), "requests", len(known), stream=sys.stderr) as shown:
 
         def arrived(request: Request, reply: Reply) -> list[Request]:
-            replies.keep(request.key, reply, model=options.model)
+            replies.keep(request.key, reply, {**request.about, "model": options.model})
             more = [again(endpoint.address, request)] if not request.again and read(reply) is None else []
             shown.total += len(more)
             shown.advance(1, **({"cost": budget.spent} if prices else {}))
@@ -174,7 +175,7 @@ def _estimate(
     to_read = sum(tokens_of(request.body) for request in missing)
     usual = sum(reply.tokens_out for reply in known) / len(known) if known else REPLY_TOKENS
     written = round(usual * len(missing))
-    cost = f", about {prices.of(to_read, written):,.2f} in your currency" if prices else ""
+    cost = f", about {money(prices.of(to_read, written))} in your currency" if prices else ""
     there = f"; {kept}" if kept else ""
     return (
         f"asking {model} at {endpoint.host}: {len(missing):,} requests, about {to_read:,} tokens to read and "

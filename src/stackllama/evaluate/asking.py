@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from stackllama.evaluate.endpoint import tokens_of
@@ -22,11 +22,12 @@ OVERHEAD = 64
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is to be asked. key: of its reply; body: what is posted; again: whether it is asked a second time, since the
-    first reply could not be read.
+    first reply could not be read; about: what a reader of the replies may want to know.
     """
 
     key: str
     body: dict[str, Any]
+    about: Mapping[str, str | int] = field(default_factory=dict)
     again: bool = False
 
 

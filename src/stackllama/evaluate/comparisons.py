@@ -18,6 +18,7 @@ from stackllama.evaluate.pairwise import SCORES, Compared
 from stackllama.evaluate.replies import Replies, Reply
 from stackllama.files import digest_json, read_json
 
+SFT = "sft"
 POLICIES = ("ppo", "best_of")
 """Whose answers are compared with the SFT model's: the policy's, whatever trained it, and best-of-n's."""
 
@@ -90,18 +91,22 @@ def compare(
     messages.
     """
 
-    def request(question: str, first: Answer, second: Answer) -> Request:
-        asked = verdicts.messages(question, first.text, second.text, system=system)
+    def request(at: int, question: str, policy: str, first: str, second: str) -> Request:
+        answers = samples[at].answers
+        asked = verdicts.messages(question, answers[first].text, answers[second].text, system=system)
         body = {"model": model, "messages": asked, **parameters}
-        return Request(_key(address, body), body)
+        return Request(_key(address, body), body, {"question": at, "policy": policy, "first": first})
 
-    for sample in samples:
-        other = sample.answers.get("sft")
+    for at, sample in enumerate(samples):
         for policy in POLICIES:
-            mine = sample.answers.get(policy)
-            if mine is not None and other is not None:
-                straight, swapped = request(sample.question, mine, other), request(sample.question, other, mine)
-                yield Comparison(policy, mine, other, straight, swapped)
+            if {policy, SFT} <= set(sample.answers):
+                yield Comparison(
+                    policy,
+                    mine=sample.answers[policy],
+                    other=sample.answers[SFT],
+                    straight=request(at, sample.question, policy, policy, SFT),
+                    swapped=request(at, sample.question, policy, SFT, policy),
+                )
 
 
 def _key(address: str, body: Mapping[str, Any]) -> str:
@@ -111,7 +116,7 @@ def _key(address: str, body: Mapping[str, Any]) -> str:
 def again(address: str, request: Request) -> Request:
     """What is asked where the reply to a request could not be read."""
     body = {**request.body, "messages": verdicts.asked_again(request.body["messages"])}
-    return Request(_key(address, body), body, again=True)
+    return Request(_key(address, body), body, request.about, again=True)
 
 
 def steps(comparisons: Sequence[Comparison], replies: Replies, address: str) -> list[tuple[Request, Reply | None]]:

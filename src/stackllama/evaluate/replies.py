@@ -60,7 +60,7 @@ class Replies:
         """The reply to what has this key, None where there is none yet."""
         return self._replies.get(key)
 
-    def keep(self, key: str, reply: Reply, **about: str) -> None:
+    def keep(self, key: str, reply: Reply, about: Mapping[str, str | int]) -> None:
         """Write a reply down. about: what a reader of the file may want to know of it."""
         line = json.dumps({"key": key, **about, **asdict(reply)}, allow_nan=False)
         try:

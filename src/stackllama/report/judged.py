@@ -35,11 +35,12 @@ def short_name(found: Mapping[str, Any]) -> str:
 
 def win_rates(found: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Rated]:
     """(label, win rate, low, high) of each policy: over the SFT model, and the same at equal lengths."""
+    name = short_name(found)
     for role, label in labels.items():
-        for key, more in (("win_rate", ""), ("win_rate_length_controlled", " at equal lengths")):
+        for key, what in (("win_rate", name), ("win_rate_length_controlled", "the same at equal lengths")):
             value, low, high = (number(found, "policies", role, f"{key}{end}") for end in ("", "_low", "_high"))
             if value is not None:
-                yield f"{label}, {short_name(found)}{more}", value, low, high
+                yield f"{label}, {what}", value, low, high
 
 
 def table(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> Table:
@@ -64,7 +65,7 @@ def table(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> Table:
 
 
 def sentences(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> Iterator[str]:
-    """What has to be known to read the numbers: the judge's taste for a place, agreement, cost, what is left out."""
+    """What has to be known to read the numbers: the judge's taste for a place, the cost, what is left out."""
     role = next((role for role in labels if number(found, "policies", role, "disagreement") is not None), None)
     if role is not None:
         moved, first = (_with_span(found, "policies", role, key) for key in ("disagreement", "first_place"))
@@ -72,13 +73,6 @@ def sentences(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> It
             f"Asked in both orders, the judge gave another verdict in {moved} of the questions; these count one half. "
             f"Where it named a winner, it named the first place in {first}."
         )
-        agreed = [
-            f"{label} in {_with_span(found, 'policies', role, 'agreement', name, 'share')}"
-            for name, label in AGREED.items()
-            if number(found, "policies", role, "agreement", name, "share") is not None
-        ]
-        if agreed:
-            yield f"Where both prefer an answer, it prefers the same as {', '.join(agreed)}."
     yield _cost(found)
     left, unasked = number(found, "left") or 0, number(found, "unasked") or 0
     if left or unasked:
@@ -89,8 +83,15 @@ def _cost(found: Mapping[str, Any]) -> str:
     read, written, cost = (number(found, key) for key in ("tokens_in", "tokens_out", "cost"))
     replies = (number(found, "requests") or 0) + (number(found, "cached") or 0)
     about = "" if found.get("tokens_counted") is True else "about "
-    price = f", {show(cost, 2)} at the prices given" if cost is not None else ""
-    return f"{show(replies, 0)} replies; {about}{show(read, 0)} tokens read and {show(written, 0)} written{price}."
+    price = f", {money(cost)} at the prices given" if cost is not None else ""
+    return (
+        f"{show(replies, 0)} replies; {about}{show(read, 0)} tokens read and {about}{show(written, 0)} written{price}."
+    )
+
+
+def money(value: float) -> str:
+    """An amount in whatever currency; of a small one the first two digits that say something."""
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:#.2g}"
 
 
 def _with_span(found: Mapping[str, Any], *keys: str) -> str:
