@@ -346,9 +346,15 @@ def test_a_slow_server_is_asked_again(run: Path, service: Service, capsys: Captu
 
 
 def test_something_else_at_the_address(run: Path, service: Service, capsys: Capture) -> None:
-    service.always = Plan(raw=b"<html>Welcome</html>")
-    assert judge(service) == 2
-    assert "does not answer as a chat-completions endpoint does, but: <html>Welcome" in capsys.readouterr().err
+    for raw, told in (
+        (b"<html>Welcome</html>", "<html>Welcome"),
+        (b'{"error": {"message": "no credit"}}', "no credit; look at --url"),
+        (b"[" * 200_000, "[[["),
+        (b"3", "3"),
+    ):
+        service.always = Plan(raw=raw)
+        assert judge(service) == 2
+        assert f"does not answer as a chat-completions endpoint does, but: {told}" in capsys.readouterr().err
 
 
 def test_the_cost_is_not_passed_and_what_is_there_counts(run: Path, service: Service, capsys: Capture) -> None:

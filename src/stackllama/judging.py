@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stackllama.errors import JudgeError, RecipeError
+from stackllama.errors import JudgeError, RecipeError, RunError
 from stackllama.evaluate import verdicts
 from stackllama.evaluate.asking import Asking, Budget, Prices, Request
 from stackllama.evaluate.comparisons import Comparison, again, compare, outcomes, read, read_samples, steps
@@ -55,6 +55,10 @@ def judge(options: Namespace) -> Path:
             system=_system(options.prompt),
         )
     )
+    if not comparisons:
+        raise RunError(
+            f"{evaluate}/samples.json has no answer of a policy beside one of the SFT model; evaluate it again"
+        )
     descriptor = take_lock(evaluate / ".judge.lock", evaluate, "judge another run")
     try:
         replies = Replies(evaluate / "judge_replies.jsonl")

@@ -13,7 +13,7 @@ from tests.evaluate.chat_server import SECTION, sections
     [
         ("[[A]]", "A"),
         ("B is better.\n\n[[ B ]]\n", "B"),
-        ("The rules want [[A]], [[B]] or [[C]]. The second says [[B]] itself. My verdict: [[A]]", "A"),
+        ("The rules want [[A]], [[B]] or [[C]]. The second says [[B]] itself. My verdict: [[C]]", "C"),
         ("**[[C]]**.", "C"),
         ("", None),
         ("A", None),

@@ -193,13 +193,13 @@ def _complaint(endpoint: Endpoint, content: bytes) -> str:
     text = content.decode("utf-8", "replace")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     for name in ("error", "message", "detail"):
         if isinstance(found, dict):
             found = found.get(name, found)
     told = found if isinstance(found, str) else text
-    return endpoint.masked(" ".join(told.split())[:300]) or "it says no more"
+    return endpoint.masked(" ".join(told.split()))[:300] or "it says no more"
 
 
 def _reply(endpoint: Endpoint, body: Mapping[str, Any], content: bytes) -> Reply:
@@ -208,17 +208,23 @@ def _reply(endpoint: Endpoint, body: Mapping[str, Any], content: bytes) -> Reply
         found = json.loads(content)
         choice = found["choices"][0]
         text = choice["message"].get("content")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         said = _complaint(endpoint, content)
         raise JudgeError(
             f"{endpoint.host} does not answer as a chat-completions endpoint does, but: {said}; look at --url"
         ) from None
     said = endpoint.masked(text) if isinstance(text, str) else ""
-    usage = found.get("usage") or {}
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    counted = all(type(count) is int and count >= 0 for count in counts)
-    tokens = counts if counted else [tokens_of(body), -(-len(said) // CHARACTERS)]
-    return Reply(said, choice.get("finish_reason") == "length", int(tokens[0]), int(tokens[1]), counted)
+    cut = choice.get("finish_reason") == "length"
+    usage = found.get("usage")
+    counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    if counts[0] is None or counts[1] is None:
+        return Reply(said, cut, tokens_of(body), -(-len(said) // CHARACTERS), counted=False)
+    return Reply(said, cut, counts[0], counts[1], counted=True)
+
+
+def _count(usage: Any, name: str) -> int | None:
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if type(found) is int and found >= 0 else None
 
 
 def tokens_of(body: Mapping[str, Any]) -> int:

@@ -258,8 +258,8 @@ def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]], endp
             value, low, high = (number(summary, role, f"{key}{end}") for end in ("", "_low", "_high"))
             if value is not None:
                 rows.append(Interval(f"{label[0].upper()}{label[1:]}, {scorer}", value, low, high, ink))
-    for label, *ends in judged.win_rates(endpoint, dict(roles)):
-        rows.append(Interval(f"{label[0].upper()}{label[1:]}", *ends, "accent"))
+    for label, value, low, high in judged.win_rates(endpoint, dict(roles)):
+        rows.append(Interval(f"{label[0].upper()}{label[1:]}", value, low, high, "accent"))
     return figures.whiskers("win-rate", "Win rate over SFT", rows, reference=0.5, percent=True) if rows else None
 
 
