@@ -44,6 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "planning",
         "chat",
         "scoring",
+        "judging",
         "comparing",
         "doctor",
         "arguments",

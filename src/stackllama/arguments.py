@@ -8,8 +8,10 @@ Left out on purpose: an option for each key of the recipe; docs/recipe.md lists 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stackllama.errors import RecipeError
 
@@ -116,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     _compare_options(_add(commands, "compare", "put the policies of several runs side by side, also at equal KL"))
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
+    _judge_options(_add(commands, "judge", "have a judge behind an address compare the answers of a run's exam"))
     _add(commands, "doctor", "look at this machine: versions, memory, disk, speed")
     inner = _add(commands, "recipe", "look at recipes").add_subparsers(
         title="commands", metavar="COMMAND", required=True
@@ -255,6 +258,57 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", required=True, metavar="TEXT", help="the question")
     parser.add_argument(
         "--answer", required=True, action="append", metavar="TEXT", help="an answer; may be given again"
+    )
+
+
+def _amount(text: str) -> float:
+    """A converter for argparse: money or seconds, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0, such as 2.5")
+    return value
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A converter for argparse: NAME=VALUE, the value as JSON, or else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or name in ("model", "messages", "stream", "n"):
+        raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE of a request, such as top_p=1 or max_tokens=null")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _judge_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    add = parser.add_argument
+    add("--url", required=True, metavar="URL", help="an OpenAI-compatible service, such as http://localhost:8000/v1")
+    add("--model", required=True, metavar="MODEL", help="the judge's name there")
+    add(
+        "--key-from",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="the environment variable that holds the key (default: OPENAI_API_KEY); a key is no option",
+    )
+    add("--limit", type=_at_least(1), metavar="N", help="the first N questions only (default: all)")
+    add("--prompt", metavar="FILE", help="how to judge, in place of the built-in system prompt")
+    add("--price-in", type=_amount, metavar="PRICE", help="of a million tokens read, in your currency")
+    add("--price-out", type=_amount, metavar="PRICE", help="of a million tokens written")
+    add("--max-cost", type=_amount, metavar="X", help="stop before so much is passed, earlier replies included")
+    add("--concurrency", type=_at_least(1), default=8, metavar="N", help="requests at a time (default: 8)")
+    add("--timeout", type=_at_least(1), default=120, metavar="SECONDS", help="for one answer (default: 120)")
+    add("--max-tokens", type=_at_least(1), default=1024, metavar="N", help="longest reply (default: 1024)")
+    add(
+        "--parameter",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the request, as JSON; null leaves it out; may be given again",
     )
 
 

@@ -180,6 +180,13 @@ def score(arguments: Arguments) -> None:
     say_next("chat", folder)
 
 
+def judge(arguments: Arguments) -> None:
+    """`judge RUN`: a judge behind an address compares the answers that the exam kept."""
+    from stackllama.judging import judge as compared
+
+    say_next("report", compared(arguments.options))
+
+
 def data(arguments: Arguments) -> None:
     """`data fetch`, `data stats`, `data show`, `data export`."""
     from stackllama import data_commands
@@ -250,6 +257,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "compare": compare,
     "chat": chat,
     "score": score,
+    "judge": judge,
     **{f"data {name}": data for name in DATA_COMMANDS},
     "plan": plan,
     "doctor": doctor,

@@ -9,6 +9,7 @@
     ├── CheckpointError        a checkpoint: incomplete, from another run, a key missing or too many
     ├── RunError               the run folder: locked, other recipe, stage missing, disk full
     ├── TrainingError          training itself: NaN, a role entered out of order, nothing to train on
+    ├── JudgeError             a judge behind an address: not reached, refuses, answers with something else
     └── TooLittleMemoryError   memory ran out: what was done, what it needs, what there is, the setting to change
 
 Each message says what was given, what is wrong with it, and what to do. Broken invariants of the code itself are
@@ -75,6 +76,10 @@ class RunError(StackllamaError):
 
 class TrainingError(StackllamaError):
     """Training cannot go on."""
+
+
+class JudgeError(StackllamaError):
+    """A judge behind an address cannot be asked."""
 
 
 class TooLittleMemoryError(StackllamaError):

@@ -17,7 +17,7 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import audit, drift, events, figures, samples, tables, watching
+from stackllama.report import audit, drift, events, figures, judged, samples, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, policy_stage, read_run
@@ -90,7 +90,9 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         advantage=_advantage_plot(run),
         audited=audit.audited(run.audit),
         judge_accuracy=show(judge, None) if judge is not None else None,
-        win_rate=_win_plot(run.summary, roles[1:]),
+        win_rate=_win_plot(run.summary, roles[1:], run.endpoint),
+        judged=judged.table(run.endpoint, dict(roles[1:])) if run.endpoint else None,
+        judged_words=list(judged.sentences(run.endpoint, dict(roles[1:]))) if run.endpoint else [],
         drifted=drift.figures_of(run.drift, roles),
         drift_words=drift.words(run.drift, method),
         policies=[label for role, label in roles if role != "sft"],
@@ -245,7 +247,7 @@ def _roles(summary: Mapping[str, Any], method: str) -> list[tuple[str, str]]:
     return [("sft", "SFT"), ("ppo", method), *([("best_of", f"best of {n:.0f}")] if n else [])]
 
 
-def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> str | None:
+def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]], endpoint: Mapping[str, Any]) -> str | None:
     rows = []
     for role, label in roles:
         for key, scorer, ink in (
@@ -256,6 +258,8 @@ def _win_plot(summary: Mapping[str, Any], roles: Sequence[tuple[str, str]]) -> s
             value, low, high = (number(summary, role, f"{key}{end}") for end in ("", "_low", "_high"))
             if value is not None:
                 rows.append(Interval(f"{label[0].upper()}{label[1:]}, {scorer}", value, low, high, ink))
+    for label, value, low, high in judged.win_rates(endpoint, dict(roles)):
+        rows.append(Interval(f"{label[0].upper()}{label[1:]}", value, low, high, "accent"))
     return figures.whiskers("win-rate", "Win rate over SFT", rows, reference=0.5, percent=True) if rows else None
 
 

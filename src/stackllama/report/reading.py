@@ -11,13 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from stackllama.errors import RunError
-from stackllama.report.figures import Log
+from stackllama.files import digest_file
 from stackllama.summary import FILE, read_summary
+
+if TYPE_CHECKING:
+    from stackllama.report.figures import Log  # it draws: seconds of imports
 
 STAGES = ("sft", "reward", "judge", "ppo", "dpo")
 """Stages with a `metrics.jsonl`."""
@@ -25,9 +28,9 @@ STAGES = ("sft", "reward", "judge", "ppo", "dpo")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run folder says; a file that is not there gives an empty value. `events`: the lines of each stage's log
-    that tell what the guard did; `torn`: unreadable lines of each file; `watch`: what was seen while the policy was
-    trained, and `alarms` the (step, reasons) of it.
+    """What a run folder says; a file that is not there gives an empty value. `endpoint`: what a judge behind an address
+    said of the exam's answers; `events`: the lines of each stage's log that tell what the guard did; `torn`: unreadable
+    lines of each file; `watch`: what was seen while the policy was trained, and `alarms` the (step, reasons) of it.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Run:
     drift: Mapping[str, Any]
     audit: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
+    endpoint: Mapping[str, Any]
     logs: Mapping[str, Log]
     events: Mapping[str, Sequence[Mapping[str, Any]]]
     torn: Mapping[str, int]
@@ -75,6 +79,7 @@ def read_run(folder: Path) -> Run:
         policy=_read(folder / "evaluate" / "policy.json", dict),
         drift=_read(folder / "evaluate" / "drift.json", dict),
         audit=_read(folder / "reward" / "audit.json", dict),
+        endpoint=_endpoint(folder / "evaluate"),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
         events=events,
@@ -193,6 +198,13 @@ def _summary(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = _read(folder / FILE, dict)
     read_summary(folder)
     return summary
+
+
+def _endpoint(evaluate: Path) -> dict[str, Any]:
+    """What a judge said of the answers that are there; empty where it spoke of others, of an exam before this one."""
+    found: dict[str, Any] = _read(evaluate / "endpoint.json", dict)
+    samples = evaluate / "samples.json"
+    return found if samples.is_file() and found.get("samples") == digest_file(samples) else {}
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -93,7 +93,7 @@ def connect(url: str, *, timeout: float, headers: Mapping[str, str] | None = Non
     }
     place = url
     for _ in range(_REDIRECTS + 1):
-        response = _request(place, sent, timeout)
+        response = send(place, sent, timeout)
         if response.status in _KNOWN:
             return response
         with response:
@@ -167,9 +167,16 @@ for _handler in (
     _OPENER.add_handler(_handler)  # no handler of files, FTP or redirects: those are not followed unseen
 
 
-def _request(url: str, headers: Mapping[str, str], timeout: float) -> http.client.HTTPResponse:
+def send(
+    url: str, headers: Mapping[str, str], timeout: float, *, body: bytes | None = None
+) -> http.client.HTTPResponse:
+    """The server's answer, whatever its status; to be closed. body: what is posted; None: it is a GET. Redirects are
+    answers like others. timeout: seconds without a byte.
+
+    Raises BrokenError where another try may help, DumpError where the server cannot be spoken to.
+    """
     try:
-        request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - the scheme has been checked
+        request = urllib.request.Request(url, body, dict(headers))  # noqa: S310 - the scheme has been checked
         response = _OPENER.open(request, timeout=timeout)
     except urllib.error.URLError as error:
         if not isinstance(error.reason, OSError):
