@@ -5,13 +5,14 @@ numbers worked by hand.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stackllama.data.posts import Answer, Attribution, Pair, Question
 from stackllama.errors import DataError
-from stackllama.evaluate.audit import Audit, audit, calibrate
+from stackllama.evaluate.audit import EARLIER, LONGER, Audit, audit, calibrate
 from stackllama.evaluate.findings import findings
 from stackllama.evaluate.preference import JudgedPair
 from stackllama.evaluate.statistics import Resampling
@@ -201,3 +202,36 @@ def test_small_margins_have_a_small_temperature() -> None:
     found = calibrate(np.array([0.001] * 90 + [-0.001] * 10), np.arange(100), confidence=0.95)
     assert found.temperature is not None
     assert found.temperature.mean == pytest.approx(0.001 / math.log(9), rel=1e-6)
+
+
+def test_accuracies_are_means_over_questions_of_means_over_pairs() -> None:
+    def asked(number: int, answers: list[tuple[str, str]]) -> Question:
+        made = tuple(Answer(at, text, 0, False, day, WHO) for at, (text, day) in enumerate(answers))
+        return Question("example", number, "t", "q", (), 0, "2020-01-01", WHO, made, (Pair(0, 1, 1),))
+
+    questions = [
+        asked(1, [("long answer", "2020-01-01"), ("short", "2020-01-02"), ("middling", "2020-01-03")]),
+        asked(2, [("short", "2020-01-02"), ("long answer", "2020-01-01")]),
+        asked(3, [("same", "2020-01-02"), ("size", "2020-01-01")]),
+    ]
+    questions[0] = replace(questions[0], pairs=(Pair(0, 1, 1), Pair(2, 1, 1)))
+    pairs = [
+        JudgedPair(0, 0, 1, 2.0, 0.0),  # right; longer and earlier
+        JudgedPair(0, 2, 1, -1.0, 0.0),  # wrong; longer and later
+        JudgedPair(1, 0, 1, 0.5, 0.0),  # right; shorter and later
+        JudgedPair(2, 0, 1, 0.0, 0.0),  # a tie of scores and of lengths; later
+    ]
+    found = audit(questions, pairs, words=None, how=HOW)
+    longer, earlier = found.baseline(LONGER), found.baseline(EARLIER)
+    # Model: (1 + 0) / 2, 1, 1/2 -> mean 2/3. Longer: (1 + 1) / 2, 0, 1/2 -> 1/2. Earlier: (1 + 0) / 2, 0, 0 -> 1/6.
+    assert found.accuracy.mean == pytest.approx(2 / 3)
+    assert (longer.accuracy.mean, longer.over.mean) == pytest.approx((1 / 2, 2 / 3 - 1 / 2))
+    assert (earlier.accuracy.mean, earlier.over.mean) == pytest.approx((1 / 6, 2 / 3 - 1 / 6))
+    assert (found.questions, found.pairs) == (3, 4)
+
+
+def test_baselines_that_say_nothing_are_left_out_but_for_the_two_that_everybody_asks_for() -> None:
+    same = (Answer(1, "same", 3, False, "2020-01-02", WHO), Answer(2, "same", 0, False, "2020-01-02", WHO))
+    alike = [replace(one, answers=same) for one in QUESTIONS]
+    found = audit(alike, judged([1.0] * len(alike)), words=None, how=HOW)
+    assert [(one.label, one.accuracy.mean) for one in found.baselines] == [(LONGER, 0.5), (EARLIER, 0.5)]

@@ -34,6 +34,8 @@ MOST_LABELS = 8
 BINS, FEWEST = 10, 50
 """Bins of a reliability curve at most, and questions in each on average at least."""
 COIN = 0.5
+LONGER, EARLIER = "the longer answer wins", "the earlier answer wins"
+"""Baselines that are told of every model, whatever they say; others only where they say something of some pair."""
 HOTTEST = 100.0
 """Where an interval of a temperature ends, if it has no end."""
 FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
@@ -54,9 +56,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A rule without a model of language, on the same pairs; one that says nothing of any pair is left out. over:
-    accuracy of the reward model - of the rule.
-    """
+    """A rule without a model of language, on the same pairs. over: accuracy of the reward model - of the rule."""
 
     label: str
     accuracy: Interval
@@ -107,6 +107,10 @@ class Audit:
     questions: int
     pairs: int
 
+    def baseline(self, label: str) -> Baseline:
+        """The baseline of that label, `LONGER` or `EARLIER`."""
+        return next(one for one in self.baselines if one.label == label)
+
 
 def audit(
     questions: Sequence[Question],
@@ -133,7 +137,9 @@ def audit(
     right_P = wins(margin_P, np.zeros(len(judged)))
     right_Q = question_means(right_P, owner_P)
     rules = {label: _each(questions, judged, rule) for label, rule in _RULES.items()}
-    rules = {label: found_P for label, found_P in rules.items() if (found_P != COIN).any()}
+    rules = {
+        label: found_P for label, found_P in rules.items() if label in (LONGER, EARLIER) or (found_P != COIN).any()
+    }
     if words is not None:
         rules["bag of words"] = wins(words, np.zeros(len(judged)))
     baselines = []
@@ -245,8 +251,8 @@ def code_wins(question: Question, pair: Pair) -> float:
 
 
 _RULES: Mapping[str, Callable[[Question, Pair], float]] = {
-    "the longer answer wins": longer_wins,
-    "the earlier answer wins": earlier_wins,
+    LONGER: longer_wins,
+    EARLIER: earlier_wins,
     "the answer with code wins": code_wins,
 }
 

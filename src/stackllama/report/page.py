@@ -203,42 +203,18 @@ def _facts(summary: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
 
 
 def _accuracy_plot(run: Run) -> str | None:
-    rows = _whiskers(run.summary, ("accuracy", "Reward model", "accent"))
-    baselines = audit.rules(run.audit)[0] or _whiskers(
-        run.summary,
-        ("longer_wins", "Baseline: the longer answer wins", "second"),
-        ("earlier_wins", "Baseline: the earlier answer wins", "second"),
-    )
-    rows += baselines
-    return figures.whiskers("accuracy", "Accuracy", rows, reference=0.5, percent=True) if rows else None
-
-
-def _whiskers(summary: Mapping[str, Any], *wanted: tuple[str, str, str]) -> list[Interval]:
-    """(key of the reward model's numbers, label, ink) of each row -> those that are known."""
-    rows = []
-    for key, label, ink in wanted:
-        value, low, high = (number(summary, "reward", f"{key}{end}") for end in ("", "_low", "_high"))
-        if value is not None:
-            rows.append(Interval(label, value, low, high, ink))
-    return rows
+    value, low, high = (number(run.summary, "reward", f"accuracy{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return None
+    rows = [Interval("Reward model", value, low, high), *audit.rules(run.audit)[0]]
+    return figures.whiskers("accuracy", "Accuracy", rows, reference=0.5, percent=True)
 
 
 def _advantage_plot(run: Run) -> str | None:
-    rows = audit.rules(run.audit)[1] or _advantages(run.summary)
+    rows = audit.rules(run.audit)[1]
     if not rows:
         return None
     return figures.whiskers("advantage", "Paired difference", rows, reference=0.0, percent=True, signed=True)
-
-
-def _advantages(summary: Mapping[str, Any]) -> list[Interval]:
-    accuracy = number(summary, "reward", "accuracy")
-    rows = []
-    for name in ("longer", "earlier"):
-        baseline = number(summary, "reward", f"{name}_wins")
-        low, high = (number(summary, "reward", f"over_{name}_{end}") for end in ("low", "high"))
-        if accuracy is not None and baseline is not None and low is not None:
-            rows.append(Interval(f"Over: the {name} answer wins", accuracy - baseline, low, high))
-    return rows
 
 
 def _roles(summary: Mapping[str, Any], method: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stackllama.assembly import Assembled, encode_paired, resampling
 from stackllama.data.posts import Question
 from stackllama.data.store import store
-from stackllama.evaluate.audit import audit
+from stackllama.evaluate.audit import Audit, audit
 from stackllama.evaluate.bag_of_words import BagOfWords, fit
 from stackllama.evaluate.findings import findings
 from stackllama.evaluate.preference import JudgedPair, judge_pairs
@@ -35,8 +35,8 @@ def audit_reward_model(
     questions: Sequence[Question],
     held_out: Sequence[PairedTree],
     judged: Sequence[JudgedPair],
-) -> dict[str, Any]:
-    """The audit of "reward" or "judge", as `audit.json` has it.
+) -> tuple[Audit, dict[str, Any]]:
+    """The audit of "reward" or "judge": its numbers, and all of it as `audit.json` has it.
 
     questions: of the eval split; held_out: their pairs; judged: these as the model scores them.
     """
@@ -53,11 +53,8 @@ def audit_reward_model(
         after = judge_pairs(assembled.trunk, role, changed, row_tokens=recipe.compute.row_tokens)
         if (reaction := react(before, after, how)) is not None:
             reactions[name] = reaction
-    return {
-        "findings": findings(found, reactions),
-        **asdict(found),
-        "reactions": {name: asdict(reaction) for name, reaction in reactions.items()},
-    }
+    written = {name: asdict(reaction) for name, reaction in reactions.items()}
+    return found, {"findings": findings(found, reactions), **asdict(found), "reactions": written}
 
 
 def _word_margins(bag: BagOfWords, questions: Sequence[Question], judged: Sequence[JudgedPair]) -> NDArray[np.float64]:

@@ -13,11 +13,11 @@ from stackllama.assembly import (
     load_trunk,
     paired_trees,
     prepare_machine,
-    resampling,
     stage_seed,
     train,
 )
-from stackllama.evaluate.preference import center_rewards, examine, judge_pairs
+from stackllama.evaluate.audit import EARLIER, LONGER
+from stackllama.evaluate.preference import center_rewards, judge_pairs
 from stackllama.evaluate.statistics import ends, flat
 from stackllama.files import atomic_write_json, digest_file, digest_folder
 from stackllama.model.role_folder import save_role
@@ -74,20 +74,19 @@ def _train_reward_model(recipe: Recipe, run: Run, role: str) -> None:
         rate = train(recipe, run, role, trunk, objective, source, recipe.reward, source.total_steps, shown=shown)
         center_rewards(trunk, role, trees.items[:CENTERED_ON], row_tokens=recipe.compute.row_tokens)
         judged = judge_pairs(trunk, role, held_out.items, row_tokens=recipe.compute.row_tokens)
-        exam = examine(questions, judged, **resampling(recipe))
         save_role(folder / FINAL, trunk, role, head=reward.HEAD, trunk_hash=assembled.trunk_hash)
-        audited = audit_reward_model(recipe, run, role, assembled, questions, held_out.items, judged)
-        atomic_write_json(folder / AUDIT, audited)
-        for sentence in audited["findings"]:
+        audit, written = audit_reward_model(recipe, run, role, assembled, questions, held_out.items, judged)
+        atomic_write_json(folder / AUDIT, written)
+        for sentence in written["findings"]:
             print(f"{role}: {sentence}")
         numbers = {
-            **flat("accuracy", exam.accuracy),
-            **flat("longer_wins", exam.longer_wins),
-            **flat("earlier_wins", exam.earlier_wins),
-            **ends("over_longer", exam.over_longer),
-            **ends("over_earlier", exam.over_earlier),
-            "questions": exam.questions,
-            "pairs": exam.pairs,
+            **flat("accuracy", audit.accuracy),
+            **flat("longer_wins", audit.baseline(LONGER).accuracy),
+            **flat("earlier_wins", audit.baseline(EARLIER).accuracy),
+            **ends("over_longer", audit.baseline(LONGER).over),
+            **ends("over_earlier", audit.baseline(EARLIER).over),
+            "questions": audit.questions,
+            "pairs": audit.pairs,
             "pairs_per_second": None if rate is None else rate * pairs_each(trees.items),
             "steps": source.total_steps,
         }
