@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "chat",
         "scoring",
         "comparing",
+        "lm_evaluating",
         "doctor",
         "arguments",
         "data_settings",

@@ -17,6 +17,7 @@ import yaml
 
 from stackllama.errors import RunError
 from stackllama.report.figures import Log
+from stackllama.run import LM_EVAL
 from stackllama.summary import FILE, read_summary
 
 STAGES = ("sft", "reward", "judge", "ppo", "dpo")
@@ -37,6 +38,7 @@ class Run:
     data: Mapping[str, Any]
     policy: Mapping[str, Any]
     audit: Mapping[str, Any]
+    ability: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     logs: Mapping[str, Log]
     events: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -73,6 +75,7 @@ def read_run(folder: Path) -> Run:
         data=_read(folder / "data" / "report.json", dict),
         policy=_read(folder / "evaluate" / "policy.json", dict),
         audit=_read(folder / "reward" / "audit.json", dict),
+        ability=_read(folder / "evaluate" / LM_EVAL, dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
         events=events,
