@@ -14,8 +14,9 @@ text is the task's own: the template of questions and answers is not put around 
 
 Where the harness and this package could differ, the harness is followed (its `TemplateLM` and `HFLM`): spaces at the
 end of a context belong to the continuation, the two are encoded as one text, contexts are cut from the left. BOS begins
-every context where the model has one, and a context of no text is BOS, or EOS where there is none. Control text in a
-document is text.
+every context where the model has one, and a context of no text is BOS, or EOS where there is none. Two things are
+otherwise: control text in a document is text, and a whole document has one BOS in front, where `HFLM` puts a second one
+before it and scores the first.
 
 Left out: roots that share a beginning (the same examples before each question), chat templates, images.
 

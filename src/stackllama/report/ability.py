@@ -7,9 +7,9 @@ from typing import Any
 
 from stackllama.report.reading import number
 from stackllama.report.tables import Cells, Table
-from stackllama.report.verdict import show, span
+from stackllama.report.verdict import MINUS, show, span
 
-DIGITS = 3
+DIGITS, LARGE = 3, 1e6
 READING = (
     "Behind ± stands the standard error. An interval is of the paired difference, policy - SFT on the same documents: "
     "where it includes 0, no difference is shown. ↓: less is better."
@@ -70,7 +70,7 @@ def _cells(row: Mapping[str, Any], *, with_policy: bool) -> Cells:
     values = [_value(row, "sft")]
     if with_policy:
         ends = (number(row, f"difference_{end}") for end in ("low", "high"))
-        change = show(number(row, "difference"), DIGITS, signed=True)
+        change = _number(number(row, "difference"), signed=True)
         values += [_value(row, "policy"), change, span(*ends, DIGITS, signed=True)]
     return (row["task"], _metric(row), show(number(row, "documents"), 0), *values)
 
@@ -83,7 +83,14 @@ def _metric(row: Mapping[str, Any]) -> str:
 
 def _value(row: Mapping[str, Any], name: str) -> str:
     value, error = number(row, name), number(row, f"{name}_stderr")
-    return show(value, DIGITS) if error is None else f"{show(value, DIGITS)} ± {show(error, DIGITS)}"
+    return _number(value) if error is None else f"{_number(value)} ± {_number(error)}"
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    """Perplexities of a word may be of any size."""
+    if value is not None and abs(value) >= LARGE:
+        return f"{value:{'+' if signed else ''}.3g}".replace("-", MINUS)
+    return show(value, DIGITS, signed=signed)
 
 
 def _outputs(lineage: Mapping[str, Any], stage: Any) -> Any:
