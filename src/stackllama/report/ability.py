@@ -69,9 +69,9 @@ def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _cells(row: Mapping[str, Any], *, with_policy: bool) -> Cells:
     values = [_value(row, "sft")]
     if with_policy:
-        ends = (number(row, f"difference_{end}") for end in ("low", "high"))
+        low, high = (number(row, f"difference_{end}") for end in ("low", "high"))
         change = _number(number(row, "difference"), signed=True)
-        values += [_value(row, "policy"), change, span(*ends, DIGITS, signed=True)]
+        values += [_value(row, "policy"), change, span(low, high, DIGITS, signed=True)]
     return (row["task"], _metric(row), show(number(row, "documents"), 0), *values)
 
 
