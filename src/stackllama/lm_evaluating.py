@@ -13,12 +13,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from stackllama.assembly import Assembled, load_roles, load_trunk, prepare_machine, resampling, stage_seed
 from stackllama.environment import package_version
@@ -41,12 +44,8 @@ OLDEST_DATASETS = 4
 """From this version on `datasets` runs no code of data sets, whatever a task asks for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """Tasks and groups with their data, loaded once for all models."""
-
-    manager: Any
-    loaded: tuple[Any, ...]
+Loaded = Mapping[str, Any]
+"""What the harness's task manager loads: "tasks" and "groups" by name, with their data."""
 
 
 def measure(folder: Path, names: Sequence[str], *, limit: int | None = None, include: Path | None = None) -> None:
@@ -102,7 +101,7 @@ def check_installed() -> None:
         )
 
 
-def load_tasks(names: Sequence[str], include: Path | None) -> Tasks:
+def load_tasks(names: Sequence[str], include: Path | None) -> Loaded:
     """Tasks, groups and tags by name, with their data. Errors: DataError as in `measure`."""
     from lm_eval.tasks import TaskManager
 
@@ -114,29 +113,39 @@ def load_tasks(names: Sequence[str], include: Path | None) -> Tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
             raise DataError(f"the harness has no task {name}; {hint}")
-    loaded: list[Any] = []
+    _seed()
+    built: list[Any] = []
     for name in dict.fromkeys(names):
-        group, single = _load(manager, [name], name)
-        for task_name, task in single.items():
+        found = _load(manager, [name], name)
+        for task_name, task in found["tasks"].items():
             _check_harmless(task_name, task)
-        loaded += [group[name]] if name in group else single.values()
-    _load(manager, loaded, " and ".join(names))  # refuses a task that two of the groups have
-    return Tasks(manager, tuple(loaded))
+        groups = found.get("groups", {})
+        built += [groups[name]] if name in groups else found["tasks"].values()
+    return _load(manager, built, " and ".join(names))  # together, which a task that two groups have does not go
 
 
-def _load(manager: Any, wanted: Sequence[Any], name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(groups, tasks) by name. What goes wrong with a task, its data set first of all, has no error of its own in the
-    harness: it may be any.
+def _load(manager: Any, wanted: list[Any], name: str) -> Loaded:
+    """Tasks by name, or as they were loaded. What goes wrong with one, its data set first of all, has no error of its
+    own in the harness: it may be any.
     """
     try:
-        found = manager.load(list(wanted))
+        loaded: Loaded = manager.load(wanted)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(
             f"task {name} cannot be loaded ({type(error).__name__}: {reason}). Data sets come from the Hugging Face "
             "Hub: without a network they must be in its cache already"
         ) from error
-    return found.get("groups", {}), found["tasks"]
+    return loaded
+
+
+def _seed() -> None:
+    """Put the global generators where the harness's own command puts them: tasks may shuffle with them."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
 def _check_harmless(name: str, task: Any) -> None:
@@ -146,12 +155,20 @@ def _check_harmless(name: str, task: Any) -> None:
         raise DataError(f"task {name} shows images or sound, which this model cannot read; leave it out")
 
 
-def _found(recipe: Recipe, assembled: Assembled, role: str, tasks: Tasks, limit: int | None) -> Found:
-    """What the harness finds of one role, with its own seeds: both roles are shown the same."""
-    from lm_eval import simple_evaluate
+def _found(recipe: Recipe, assembled: Assembled, role: str, tasks: Loaded, limit: int | None) -> Found:
+    """What the harness finds of one role. Seeds and examples are set as its `simple_evaluate` does, the same for both
+    roles; that itself also lists every package of the machine, which takes longer than a small task.
+    """
+    from lm_eval import evaluate
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     # Where it is not set the harness starts a process for each core, and each has torch.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    _seed()
+    for task in tasks["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     model = HarnessModel(
         assembled.trunk,
         role,
@@ -161,10 +178,9 @@ def _found(recipe: Recipe, assembled: Assembled, role: str, tasks: Tasks, limit:
         progress=_progress("SFT model" if role == REFERENCE else "policy"),
     )
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
-        found: Found = simple_evaluate(
-            model=adapted(model),
-            tasks=list(tasks.loaded),
-            task_manager=tasks.manager,
+        found: Found = evaluate(
+            lm=adapted(model),
+            task_dict=tasks,
             limit=limit,
             bootstrap_iters=BOOTSTRAP,
             log_samples=True,

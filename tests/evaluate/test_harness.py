@@ -93,7 +93,8 @@ def test_what_greedy_decoding_writes_is_greedy_and_nothing_else() -> None:
     reader = model()
     for how in ({"max_gen_toks": 6}, {"max_gen_toks": 6, "temperature": 0.7, "do_sample": False}):
         (text,) = reader.generate_until([(QUESTION, how)])
-        ids, likely = [TOKENIZER.bos_id or 0, *TOKENIZER.encode(QUESTION)], []
+        ids = [TOKENIZER.bos_id or 0, *TOKENIZER.encode(QUESTION)]
+        likely: list[int] = []
         for _ in range(6):
             likely.append(int(logits_of(reader, [*ids, *likely])[-1].argmax()))
         likely = likely[: likely.index(TOKENIZER.eos_id)] if TOKENIZER.eos_id in likely else likely

@@ -16,7 +16,7 @@ import numpy as np
 from stackllama.evaluate.statistics import Interval, Resampling, paired_difference
 
 Found = Mapping[str, Any]
-"""What `lm_eval.simple_evaluate` gives, its samples included."""
+"""What `lm_eval.evaluate` gives, its samples included."""
 Row = dict[str, Any]
 Document = tuple[str, int, str]
 """Task, number of the document, and a hash of what the model was shown of it."""
