@@ -135,3 +135,17 @@ def test_a_group_pools_the_documents_of_its_tasks() -> None:
         result["results"]["all"]["acc,none"] = 0.61
     (row,) = [row for row in side_by_side(sft, policy, HOW) if row["task"] == "all"]
     assert row["difference_low"] is None
+
+
+def test_a_group_sums_up_only_what_it_has_of_only_those_tasks_that_have_it() -> None:
+    sft, policy = (grouped(a=[1.0, 0.0], b=[0.0, after, 1.0], c=[1.0]) for after in (0.0, 1.0))
+    for result in (sft, policy):  # c is judged by another measure
+        result["results"]["c"] = {"exact,strict": 1.0}
+        result["samples"]["c"] = [
+            {**one, "filter": "strict", "exact": one.pop("acc")} for one in result["samples"]["c"]
+        ]
+        result["results"]["all"]["acc,none"] = sum(one["acc"] for task in "ab" for one in result["samples"][task]) / 5
+    rows = {row["task"]: row for row in side_by_side(sft, policy, HOW)}
+    assert (rows["c"]["part_of"], rows["c"]["metric"], rows["c"]["documents"]) == (None, "exact", 1)
+    assert rows["all"]["documents"] == 5
+    assert rows["all"]["difference_high"] > rows["all"]["difference"] == pytest.approx(0.2)

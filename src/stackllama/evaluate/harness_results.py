@@ -28,12 +28,11 @@ def side_by_side(sft: Found, policy: Found | None, how: Resampling) -> list[Row]
     """A row for each number of the SFT model, with the policy's beside it where there is one.
 
     A row has `task`, `metric`, `filter`, `documents`, `shots`, `higher_is_better`, `part_of` (the group that sums the
-    task up), and of each model the value and `_stderr`; then `difference` (policy - SFT) with the ends of its interval.
-    What is not known is None.
+    number up), and of each model the value and `_stderr`; then `difference` (policy - SFT) with the ends of its
+    interval. What is not known is None.
     """
     groups = sft.get("group_subtasks", {})
-    summed = {name for name in groups if list(_numbers(sft, name))}
-    parent = {child: name for name in groups if name in summed for child in groups[name]}
+    parent = {(child, number): name for name in groups for child in groups[name] for number in _numbers(sft, name)}
     rows = []
     for task in sft["results"]:
         for metric, kind in _numbers(sft, task):
@@ -41,8 +40,8 @@ def side_by_side(sft: Found, policy: Found | None, how: Resampling) -> list[Row]
                 "task": task,
                 "metric": metric,
                 "filter": kind,
-                "part_of": parent.get(task),
-                "documents": _documents(sft, task),
+                "part_of": parent.get((task, (metric, kind))),
+                "documents": _documents(sft, task, metric, kind),
                 "shots": sft.get("n-shot", {}).get(task),
                 "higher_is_better": (sft.get("higher_is_better", {}).get(task) or {}).get(metric),
                 **_value(sft, task, metric, kind, "sft"),
@@ -101,9 +100,9 @@ def _by_document(found: Found, task: str, metric: str, kind: str) -> dict[Docume
     values: dict[Document, float] = {}
     for leaf in _leaves(found, task):
         for sample in found.get("samples", {}).get(leaf, ()):
-            if sample.get("filter") != kind:
-                continue
-            value = sample.get(metric)
+            if sample.get("filter") != kind or metric not in sample:
+                continue  # not every task of a group has every metric
+            value = sample[metric]
             value = float(value) if isinstance(value, bool | np.bool_) else _finite(value)
             if value is None:
                 return None
@@ -122,7 +121,8 @@ def _leaves(found: Found, task: str) -> list[str]:
     return list(dict.fromkeys(leaf for child in children for leaf in _leaves(found, child)))
 
 
-def _documents(found: Found, task: str) -> int | None:
-    """How many documents were read of a task, or of all tasks of a group."""
-    counts = [found.get("n-samples", {}).get(leaf, {}).get("effective") for leaf in _leaves(found, task)]
+def _documents(found: Found, task: str, metric: str, kind: str) -> int | None:
+    """How many documents were read of a task, or of those tasks of a group that have the metric."""
+    leaves = [leaf for leaf in _leaves(found, task) if (metric, kind) in _numbers(found, leaf)]
+    counts = [found.get("n-samples", {}).get(leaf, {}).get("effective") for leaf in leaves]
     return None if None in counts else sum(counts)
