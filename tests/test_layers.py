@@ -46,6 +46,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "scoring",
         "judging",
         "comparing",
+        "lm_evaluating",
         "doctor",
         "arguments",
         "data_settings",

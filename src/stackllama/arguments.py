@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stackllama.errors import RecipeError
@@ -119,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     _chat_options(_add(commands, "chat", "talk to the result of a run in the terminal"))
     _score_options(_add(commands, "score", "print a run's reward of given answers to a question"))
     _judge_options(_add(commands, "judge", "have a judge behind an address compare the answers of a run's exam"))
+    _lm_eval_options(_add(commands, "lm-eval", "measure SFT model and policy on tasks of the lm-evaluation-harness"))
     _add(commands, "doctor", "look at this machine: versions, memory, disk, speed")
     inner = _add(commands, "recipe", "look at recipes").add_subparsers(
         title="commands", metavar="COMMAND", required=True
@@ -309,6 +311,27 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="of the request, as JSON; null leaves it out; may be given again",
+    )
+
+
+def _names(text: str) -> list[str]:
+    """A converter for argparse: names with commas between them."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text} is no list of names with commas between them, such as arc_easy,piqa")
+    return names
+
+
+def _lm_eval_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    parser.add_argument(
+        "--tasks", type=_names, required=True, metavar="TASK[,TASK...]", help="tasks, groups or tags of the harness"
+    )
+    parser.add_argument(
+        "--limit", type=_at_least(1), metavar="N", help="only the first N documents of each task, for a try"
+    )
+    parser.add_argument(
+        "--include-path", type=Path, metavar="FOLDER", help="task files of your own; code that they name is run"
     )
 
 

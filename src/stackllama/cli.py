@@ -187,6 +187,18 @@ def judge(arguments: Arguments) -> None:
     say_next("report", compared(arguments.options))
 
 
+def lm_eval(arguments: Arguments) -> None:
+    """`lm-eval RUN`: SFT model and policy on tasks of the lm-evaluation-harness."""
+    from stackllama.run import find_run
+
+    options = arguments.options
+    folder = find_run(options.run)
+    from stackllama.lm_evaluating import measure
+
+    measure(folder, options.tasks, limit=options.limit, include=options.include_path)
+    say_next("report", folder)
+
+
 def data(arguments: Arguments) -> None:
     """`data fetch`, `data stats`, `data show`, `data export`."""
     from stackllama import data_commands
@@ -258,6 +270,7 @@ COMMANDS: Mapping[str, Callable[[Arguments], None]] = {
     "chat": chat,
     "score": score,
     "judge": judge,
+    "lm-eval": lm_eval,
     **{f"data {name}": data for name in DATA_COMMANDS},
     "plan": plan,
     "doctor": doctor,

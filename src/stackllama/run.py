@@ -82,8 +82,11 @@ SAMPLED_AS = ("ppo.max_prompt_tokens", "ppo.max_new_tokens")
 _FORMAT = 1
 _RECIPE = "recipe.yaml"
 _OWN_FILES = (_RECIPE, "lineage.json", ".lock")
-_TIMING = "seconds.json"
-"""A stage's clock: alone in a stage's folder it means that the stage failed before it made anything."""
+LM_EVAL = "lm_eval.json"
+"""What `stackllama lm-eval` writes into the folder of the evaluation, whether that has begun or not."""
+_ASIDE = ("seconds.json", LM_EVAL)
+"""What may lie in a stage's folder before the stage has made anything: its clock, where it failed early, and the
+above."""
 
 
 class Run:
@@ -363,7 +366,7 @@ def _refuse_other_recipe(folder: Path, old: Recipe, new: Recipe) -> None:
 def has_begun(folder: Path, stage: str) -> bool:
     """Whether a stage of the run in `folder` has made anything."""
     path = folder / stage
-    return path.is_dir() and any(item.name != _TIMING and not is_temporary(item) for item in path.iterdir())
+    return path.is_dir() and any(item.name not in _ASIDE and not is_temporary(item) for item in path.iterdir())
 
 
 def _is_bound(folder: Path, stage: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from stackllama.data.pairs.baselines import Row, is_row
 from stackllama.files import atomic_write_text
-from stackllama.report import audit, drift, events, figures, judged, samples, tables, watching
+from stackllama.report import ability, audit, drift, events, figures, judged, samples, tables, watching
 from stackllama.report.figures import Interval
 from stackllama.report.layout import template
 from stackllama.report.reading import STAGES, Run, coverage, kl_target, number, policy_method, policy_stage, read_run
@@ -98,6 +98,9 @@ def render(run: Run, *, defaults: Mapping[str, Any] | None = None) -> str:
         policies=[label for role, label in roles if role != "sft"],
         policy_rows=_policy_rows(run, [role for role, _ in roles[1:]]),
         remarks=_remarks(run),
+        ability=ability.table(run.ability, method),
+        ability_version=ability.version(run.ability),
+        ability_remarks=ability.remarks(run.ability, run.lineage),
         best_of=show(number(run.summary, "best_of", "n"), 0) if number(run.summary, "best_of", "n") else None,
         best_of_kl=show(number(run.summary, "best_of", "kl_bound")),
         samples=shown,

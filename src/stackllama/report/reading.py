@@ -17,6 +17,7 @@ import yaml
 
 from stackllama.errors import RunError
 from stackllama.files import digest_file
+from stackllama.run import LM_EVAL
 from stackllama.summary import FILE, read_summary
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Run:
     policy: Mapping[str, Any]
     drift: Mapping[str, Any]
     audit: Mapping[str, Any]
+    ability: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
     endpoint: Mapping[str, Any]
     logs: Mapping[str, Log]
@@ -80,6 +82,7 @@ def read_run(folder: Path) -> Run:
         drift=_read(folder / "evaluate" / "drift.json", dict),
         audit=_read(folder / "reward" / "audit.json", dict),
         endpoint=_endpoint(folder / "evaluate"),
+        ability=_read(folder / "evaluate" / LM_EVAL, dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
         events=events,
