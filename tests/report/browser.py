@@ -88,7 +88,8 @@ def _accessibility(page: Any) -> list[str]:
 if __name__ == "__main__":
     pages = [Path(name) for name in sys.argv[1:]]
     if executable() is None:
-        sys.exit("there is no Chromium here: the pages were not looked at")
+        print("there is no Chromium here: the pages were not looked at")
+        sys.exit()
     with browser() as chromium:
         wrong = [f"{page}: {one}" for page in pages for one in faults(chromium, page)]
     print("\n".join(wrong or [f"{page}: nothing wrong" for page in pages]))
