@@ -75,7 +75,7 @@ def test_groups_are_told_in_what_they_differ(tmp_path: Path) -> None:
     (second / "ppo" / "watch.jsonl").unlink()
     several = groups(read_rivals([first, second]))
     apart, bare = remarks(several)
-    assert "the same journey under other seeds" in apart
+    assert "the same journey under different seeds" in apart
     assert bare.endswith("without a curve over KL: b.")
     assert title(several[1], several) == "On held-out questions, group 2 (seed 1)"
     assert to_json(several, None)["groups"][1]["at_kl"] is None

@@ -28,7 +28,7 @@ def test_the_page_shows_tables_and_a_frontier_for_each_score(tmp_path: Path) -> 
     assert "<b>s1" not in page
     assert not re.findall(r'(?:src|href)="(?!#)', page.replace("xlink:href", "xlink"))
     text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
-    assert "the same journey under other seeds" in text
+    assert "the same journey under different seeds" in text
     assert "Over seeds Each seed is a journey of its own" in text
     assert "reached 1.00 nats at most" in text
     assert "At 1.84 nats" in text

@@ -18,6 +18,7 @@ from stackllama.report.reading import coverage, number
 from stackllama.report.rivals import Group, Rival
 from stackllama.report.verdict import show
 
+MOST_NAMES = 4
 INKS = ("accent", "second", "text", "limit", "muted")
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -56,12 +57,19 @@ def render(several: Sequence[Group], kl: float | None) -> str:
             }
         )
     return template("comparison.html.jinja").render(
-        names=", ".join(rival.name for rival in rivals),
+        names=_names(rivals),
         level=coverage(rivals[0].run),
         remarks=comparison.remarks(several),
         sections=sections,
         over_seeds=seeds.tables(several, seeds.where(several, kl)),
     )
+
+
+def _names(rivals: Sequence[Rival]) -> str:
+    """What the page is called: the runs, or how many there are."""
+    if len(rivals) <= MOST_NAMES:
+        return ", ".join(rival.name for rival in rivals)
+    return f"{len(rivals)} runs, from {rivals[0].name} to {rivals[-1].name}"
 
 
 def _wins(group: Group, prefix: str) -> list[Drawn]:
