@@ -80,8 +80,8 @@ def remarks(several: Sequence[Group]) -> list[str]:
     said = []
     if several_seeds(several):
         said.append(
-            f"The {len(several)} groups are the same journey under different seeds: compare within each, and over all of "
-            "them by the tables over seeds."
+            f"The {len(several)} groups are the same journey under different seeds: compare within each, and over "
+            "all of them by the tables over seeds."
         )
     elif len(several) > 1:
         parts = differs(several)
