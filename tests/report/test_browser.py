@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ppo" / "watch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines()))
     with (folder / "ppo" / "metrics.jsonl").open("a") as log:
         log.write(json.dumps(SKIPPED) + "\n")
-    scores = {"sft": np.linspace(-1, 1, 20), "ppo": np.linspace(0, 3, 20)}
+    scores = {"sft": np.linspace(-1, 1, 50), "ppo": np.linspace(0, 3, 50)}
     spread = {name: asdict(one) for name, one in spreads(np.linspace(-1, 1, 50), np.arange(50), scores, HOW).items()}
     (folder / "evaluate" / "drift.json").write_text(json.dumps({"reward": spread, "judge": spread}))
     samples = json.loads((folder / "evaluate" / "samples.json").read_text())

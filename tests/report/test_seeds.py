@@ -47,7 +47,7 @@ def test_means_intervals_and_pairs_by_hand(tmp_path: Path) -> None:
     # Mean 0.35, deviation 0.05, Student's t with two degrees 4.303: 4.303 * 0.05 / sqrt(3) = 0.1242.
     assert gold.rows[1] == ("PPO", "+0.300", "+0.400", "+0.350", "+0.350 [+0.226, +0.474]")
     assert gold.rows[0][0] == "best of 16"
-    assert wins.rows[1] == ("PPO", "75.0%", "75.0%", "75.0%", "75.0% [75.0, 75.0]")
+    assert wins.rows[1] == ("PPO", "75.0%", "75.0%", "75.0%", "75.0%")  # all the same: no interval
     assert [row[0] for row in kl.rows] == ["PPO", "RLOO"]  # best-of-n has a bound only
     # PPO - RLOO: +0.02, -0.01, +0.05: mean 0.02, deviation 0.03, 4.303 * 0.03 / sqrt(3) = 0.0745.
     assert paired.rows[-1] == ("PPO less RLOO", "2 of 3", "+0.020 [\N{MINUS SIGN}0.055, +0.095]")

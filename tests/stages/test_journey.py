@@ -129,7 +129,8 @@ def test_every_stage_leaves_its_numbers_and_the_report(whole: Path) -> None:
     assert {scorer: list(found) for scorer, found in drift.items()} == {
         scorer: ["people", "sft", "ppo", "best_of"] for scorer in ("reward", "judge")
     }
-    assert drift["reward"]["sft"]["mean"] == pytest.approx(summary["ppo"]["reward_before"])
+    assert 2 <= drift["reward"]["people"]["questions"] == drift["judge"]["ppo"]["questions"] <= 12
+    assert drift["reward"]["ppo"]["beyond"] is None  # fewer than 20 questions
     assert len(json.loads((whole / "evaluate" / "samples.json").read_text())) == 12
     page = (whole / "report.html").read_text()
     assert page.count("<article") == 3

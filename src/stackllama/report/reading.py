@@ -144,9 +144,13 @@ def number(tree: Any, *keys: str) -> float | None:
     """The finite number at `keys` in nested mappings, or None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
-    if isinstance(tree, bool) or not isinstance(tree, (int, float)) or not math.isfinite(tree):
+    if isinstance(tree, bool) or not isinstance(tree, (int, float)):
         return None
-    return float(tree)
+    try:
+        value = float(tree)
+    except OverflowError:  # an integer beyond what a float holds
+        return None
+    return value if math.isfinite(value) else None
 
 
 _ADVANTAGES = {

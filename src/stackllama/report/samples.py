@@ -108,7 +108,8 @@ def _sample(given: Given, roles: Sequence[tuple[str, str]]) -> Sample:
     """A link is made of `url` only where it is plain http or https."""
     url, answers = given.get("url"), given.get("answers")
     url = url if isinstance(url, str) else ""
-    by_role = {a.get("role"): a for a in answers if isinstance(a, Mapping)} if isinstance(answers, list) else {}
+    listed = [a for a in answers if isinstance(a, Mapping)] if isinstance(answers, list) else []
+    by_role = {role: a for a in listed if isinstance(role := a.get("role"), str)}
     sft, policy = by_role.get("sft"), by_role.get("ppo")
     kinds = () if sft is None or policy is None else (key for key, (_, is_so) in _KINDS.items() if is_so(sft, policy))
     found = [_answer(role, label, by_role[role]) for role, label in roles if role in by_role]

@@ -6,6 +6,7 @@ another seed would have done, is what these hold; they rest on as many numbers a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,17 +31,21 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is told of each seed: a key of the rows, its title, how its numbers are written."""
+    """What is told of each seed: a key of the rows, its title, how its numbers are written; least and most: what it can
+    be, so that no interval is shown beyond.
+    """
 
     key: str
     title: str
     digits: int | None
     signed: bool = False
+    least: float = -math.inf
+    most: float = math.inf
 
 
 MEASURES = (
     Measure("gold_difference", "Gold over SFT", 3, signed=True),
-    Measure("win_rate", "The judge's win rate over SFT", None),
+    Measure("win_rate", "The judge's win rate over SFT", None, least=0.0, most=1.0),
     Measure("kl", "KL, nats", 2),
 )
 AT_KL = (
@@ -90,7 +95,9 @@ def tables(groups: Sequence[Group], kl: float | None) -> list[Table]:
         at = [Measure(one.key, f"At {show(kl)} nats: {one.title}", one.digits, one.signed) for one in AT_KL]
         made += [table for measure in at if (table := _by_seed(there, measure, level)) is not None]
         first = next((measure for measure in at if any(_values(kind, measure.key) for kind in there)), None)
-        if first is not None and (paired := _paired(there, first, level)) is not None:
+        watched = [kind for kind in there if not any("kl_bound" in row for row in kind.rows.values())]
+        # Best-of-n was measured on the exam's questions, the others on held-back prompts: no pair.
+        if first is not None and (paired := _paired(watched, first, level)) is not None:
             made.append(paired)
     return made
 
@@ -154,14 +161,17 @@ def _mean(values: Sequence[float], level: float) -> Interval | None:
 
 def _confidence(groups: Sequence[Group]) -> float:
     """The coverage of the exam's intervals: these have the same."""
-    return number(groups[0].rivals[0].run.summary, "confidence") or CONFIDENCE
+    known = number(groups[0].rivals[0].run.summary, "confidence")
+    return known if known is not None and 0 < known < 1 else CONFIDENCE
 
 
 def _told(found: Interval | None, measure: Measure) -> str:
     if found is None:
         return DASH
-    mean, low, high = (show(one, measure.digits, signed=measure.signed) for one in (found.mean, found.low, found.high))
-    return f"{mean} [{low.rstrip('%')}, {high.rstrip('%')}]"
+    within = (found.mean, max(found.low, measure.least), min(found.high, measure.most))
+    mean, low, high = (show(one, measure.digits, signed=measure.signed) for one in within)
+    # Seeds that all agree to the last digit tell nothing of how far another would be.
+    return f"{mean} [{low.rstrip('%')}, {high.rstrip('%')}]" if found.high > found.low else mean
 
 
 def _settings(groups: Sequence[Group]) -> dict[str, str]:
@@ -184,13 +194,13 @@ def _settings(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _flat(rival: Rival) -> dict[str, Any]:
-    """Dotted key -> value of the section that made the policy."""
-    stage = policy_stage(rival.run.recipe)
-    section = rival.run.recipe.get(stage)
+    """Dotted key -> value of what made the policy: its section, the guard, and the watch, which chose its weights."""
 
     def walk(tree: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(tree, Mapping):
             return {prefix: tree}
         return {name: value for key, one in tree.items() for name, value in walk(one, f"{prefix}.{key}").items()}
 
-    return walk(section, stage) if isinstance(section, Mapping) else {}
+    recipe = rival.run.recipe
+    sections = (policy_stage(recipe), "watch", "guard")
+    return {name: value for part in sections if part in recipe for name, value in walk(recipe[part], part).items()}

@@ -75,19 +75,21 @@ def run_evaluate(recipe: Recipe, run: Run) -> None:
 def _drift(
     recipe: Recipe, run: Run, assembled: Assembled, result: Comparison, asked: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Scorer -> name -> spread of the scores of people's answers to the questions asked, and of each policy's; empty
-    where people's answers to them are beyond the reward model's limits.
+    """Scorer -> name -> spread of the scores of people's answers to the questions asked, and of each policy's to the
+    same ones; empty where people's answers to them are beyond the reward model's limits.
     """
     most, inside = recipe.reward.answers_per_question, set(asked)
     _, held_out = paired_trees(recipe, run, assembled.tokenizer, "eval", answers_per_question=most)
     trees = [tree for tree in held_out.items if tree.tree.key in inside]
+    both = {key: place for place, key in enumerate(sorted({tree.tree.key for tree in trees}))}
+    rows = [at for at, key in sorted(enumerate(asked), key=lambda one: one[1]) if key in both]
     found: dict[str, dict[str, Any]] = {}
     for scorer, scores in result.scores.items() if trees else ():
         judged = judge_pairs(assembled.trunk, scorer, trees, row_tokens=recipe.compute.row_tokens)
         people = answer_scores(judged)
-        spread = spreads(
-            np.array(list(people.values())), np.array([at for at, _ in people]), scores, resampling(recipe)
-        )
+        places = np.array([both[question] for question, _ in people])
+        theirs = {name: score_S[rows] for name, score_S in scores.items()}
+        spread = spreads(np.array(list(people.values())), places, theirs, resampling(recipe))
         found[scorer] = {name: asdict(one) for name, one in spread.items()}
     return found
 

@@ -19,7 +19,7 @@ from stackllama.run import Run
 from stackllama.tokens.forest import Tree
 from stackllama.tokens.template import question_text
 from stackllama.train.metrics import JsonlLog
-from stackllama.train.trackers import Log, tracked
+from stackllama.train.trackers import TENSORBOARD, Log, tracked
 
 RowT = TypeVar("RowT")
 
@@ -29,9 +29,13 @@ MOST_LOOKS = 40
 
 
 def watch_log(recipe: Recipe, run: Run) -> AbstractContextManager[Log]:
-    """Where looks are written, with the recipe's trackers beside it."""
+    """Where looks are written, with TensorBoard beside it where the recipe asks for that.
+
+    The other trackers have one open run a process, which is the training's: a second one would take its numbers.
+    """
     stage = recipe.policy
-    return tracked(JsonlLog(run.stage(stage) / LOG), recipe.track, run.folder, f"{stage}-watch")
+    beside = [name for name in recipe.track if name == TENSORBOARD]
+    return tracked(JsonlLog(run.stage(stage) / LOG), beside, run.folder, f"{stage}-watch")
 
 
 def watch(

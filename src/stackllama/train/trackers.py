@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 from stackllama.errors import RecipeError
 from stackllama.train.metrics import Plain
 
-FOLDER = "tensorboard"
+TENSORBOARD = FOLDER = "tensorboard"
 PROJECT = "stackllama"
 SECONDS = 5
 """Between two writes of event files; what a killed process had not written is in the log alone."""
@@ -125,14 +125,14 @@ def tracked(log: Log, names: Sequence[str], run_folder: Path, stage: str) -> Ite
 def check_installed(names: Sequence[str]) -> None:
     """Raise RecipeError where a tracker needs a package that is not installed."""
     for name in names:
-        if name != "tensorboard" and find_spec(name) is None:
+        if name != TENSORBOARD and find_spec(name) is None:
             raise RecipeError(
                 f"track names {name}, which is not installed; type: pip install 'stackllama[{EXTRA}]', or leave it out"
             )
 
 
 def _tracker(name: str, run: Path, stage: str) -> TensorBoard | Hosted:
-    if name == "tensorboard":
+    if name == TENSORBOARD:
         return TensorBoard(run / FOLDER / stage)
     title = f"{run.name}/{stage}"
     return Hosted(lambda: _wandb(title, run, stage) if name == "wandb" else _trackio(title, run))
