@@ -377,6 +377,26 @@ def test_the_cost_is_not_passed_and_what_is_there_counts(run: Path, service: Ser
     assert (len(service.asked), result(run)["unasked"]) == (8, 0)
 
 
+def test_the_cost_is_bounded_by_what_the_requests_say_of_the_length(
+    run: Path, service: Service, capsys: Capture
+) -> None:
+    # A reply of up to 4,000 tokens may cost 4: more than there is to spend, whatever --max-tokens says.
+    bounded = ["--price-in", "0", "--price-out", "1000", "--max-cost", "3", "--max-tokens", "10"]
+    for more in (
+        ["--parameter", "max_completion_tokens=4000"],
+        ["--parameter", "max_tokens=null", "--parameter", "max_completion_tokens=4000"],
+        ["--parameter", "max_tokens=4000"],
+    ):
+        assert judge(service, *bounded, *more) == 0
+    assert service.asked == []
+    capsys.readouterr()
+    for value in ("null", "0", "true", '"9"', "1.5", "1" + 400 * "0"):
+        assert judge(service, *bounded, "--parameter", f"max_tokens={value}") == 2
+        assert "--max-cost needs a bound on the length of a reply; give max_tokens or" in capsys.readouterr().err
+    assert judge(service, "--parameter", "max_tokens=null") == 0  # without --max-cost nothing needs a bound
+    assert len(service.asked) == 8
+
+
 def test_a_torn_line_is_forgiven_and_a_damaged_one_asked_again(run: Path, service: Service, capsys: Capture) -> None:
     assert judge(service) == 0
     path = run / "evaluate" / "judge_replies.jsonl"
@@ -433,7 +453,9 @@ def test_mistakes_say_what_to_do(run: Path, service: Service, capsys: Capture, t
     for more, message in (
         (["--url", "file:///etc/passwd"], "--url cannot be used"),
         (["--url", "http://me:secret@"], "--url cannot be used"),
-        (["--max-cost", "1"], "--max-cost needs prices"),
+        (["--max-cost", "1"], "--max-cost needs both prices"),
+        (["--max-cost", "1", "--price-in", "1"], "--max-cost needs both prices"),
+        (["--max-cost", "1", "--price-out", "1"], "--max-cost needs both prices"),
         (["--prompt", "nowhere.txt"], "--prompt nowhere.txt cannot be read"),
         (["--prompt", "empty.txt"], "--prompt empty.txt is empty"),
     ):

@@ -50,8 +50,9 @@ class Budget:
     reply of full length. So the limit is not passed.
     """
 
-    def __init__(self, prices: Prices | None, limit: float | None, *, spent: float, longest: int) -> None:
-        self.prices, self.limit, self.spent, self.longest = prices, limit, spent, longest
+    def __init__(self, prices: Prices | None, limit: float | None, *, longest: int) -> None:
+        self.prices, self.limit, self.longest = prices, limit, longest
+        self.spent = 0.0
         self._under_way = 0.0
 
     def take(self, request: Request) -> bool:

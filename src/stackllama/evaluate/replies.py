@@ -16,6 +16,9 @@ from typing import Any
 from stackllama.errors import RunError
 from stackllama.files import raise_if_full
 
+MOST_TOKENS = 1 << 40
+"""A count of tokens above this is a mistake of who counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
