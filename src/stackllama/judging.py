@@ -161,7 +161,8 @@ def _ask_all(
             replies.keep(request.key, reply, {**request.about, "model": options.model})
             more = [again(endpoint.address, request)] if not request.again and read(reply) is None else []
             shown.total += len(more)
-            shown.advance(1, **({"cost": budget.spent} if prices else {}))
+            cost = {"cost": budget.spent + prices.of(reply.tokens_in, reply.tokens_out)} if prices else {}
+            shown.advance(1, **cost)
             return more
 
         told: set[str] = set()

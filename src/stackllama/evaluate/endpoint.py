@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from stackllama.data.download.remote import BrokenError, pieces, send
 from stackllama.environment import package_version
 from stackllama.errors import DumpError, JudgeError, RecipeError
-from stackllama.evaluate.replies import Reply
+from stackllama.evaluate.replies import MOST_TOKENS, Reply
 
 LARGEST = 1 << 23
 """Bytes of an answer that are read; a judge's reply is some thousands."""
@@ -224,7 +224,7 @@ def _reply(endpoint: Endpoint, body: Mapping[str, Any], content: bytes) -> Reply
 
 def _count(usage: Any, name: str) -> int | None:
     found = usage.get(name) if isinstance(usage, dict) else None
-    return found if type(found) is int and found >= 0 else None
+    return found if type(found) is int and 0 <= found <= MOST_TOKENS else None
 
 
 def tokens_of(body: Mapping[str, Any]) -> int:

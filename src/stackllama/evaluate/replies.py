@@ -77,7 +77,7 @@ class Replies:
     def _read(self, line: bytes) -> None:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict) and isinstance(found.get("key"), str) and _fits(found):
             self._replies[found["key"]] = Reply(**{field.name: found[field.name] for field in fields(Reply)})
@@ -87,4 +87,5 @@ class Replies:
 
 def _fits(found: Mapping[str, Any]) -> bool:
     kinds = {"reply": str, "cut": bool, "tokens_in": int, "tokens_out": int, "counted": bool}
-    return all(type(found.get(name)) is kind for name, kind in kinds.items())
+    typed = all(type(found.get(name)) is kind for name, kind in kinds.items())
+    return typed and all(0 <= found[name] <= MOST_TOKENS for name in ("tokens_in", "tokens_out"))
