@@ -267,6 +267,15 @@ def test_a_busy_server_is_given_the_time_that_it_asks_for(run: Path, service: Se
     assert result(run)["policies"]["ppo"]["questions"] == 5
 
 
+def test_a_server_that_asks_for_years_does_not_get_them(
+    run: Path, service: Service, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stackllama.data.download.remote.LONGEST_WAIT", 0.2)
+    service.plans = [Plan(429, {"Retry-After": "9" * 30}), Plan(429, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"})]
+    assert judge(service, "--concurrency", "1") == 0
+    assert capsys.readouterr().err.count("in 0.2 s") == 2
+
+
 def test_a_server_that_fails_for_ever_ends_it_and_the_same_command_goes_on(
     run: Path, service: Service, capsys: Capture
 ) -> None:

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from stackllama.data.download.remote import BrokenError, pieces, send
+from stackllama.data.download.remote import MOVED, BrokenError, asked_wait, named, pieces, send
 from stackllama.environment import package_version
 from stackllama.errors import DumpError, JudgeError, RecipeError
 from stackllama.evaluate.replies import MOST_TOKENS, Reply
@@ -37,7 +36,6 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _PATH = "/chat/completions"
 _PASSING = (408, 409, 425, 429)
-_MOVED = (301, 302, 303, 307, 308)
 _DENIED = (401, 403)
 
 
@@ -162,30 +160,17 @@ def _content(response: HTTPResponse, endpoint: Endpoint, until: float) -> bytes:
 def _refusal(endpoint: Endpoint, response: HTTPResponse, content: bytes) -> Exception:
     """What an answer with another status than 200 means, as an error."""
     status = response.status
-    said = f"{endpoint.host} answers {status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else ""
-    said = said or f"{endpoint.host} answers {status}"
+    said = f"{endpoint.host} answers {named(status)}"
     if status in _PASSING or status >= 500:
-        return BrokenError(said, status=status, wait=_asked_wait(response.headers.get("Retry-After", "")))
+        return BrokenError(said, status=status, wait=asked_wait(response))
     if status in _DENIED:  # what it says of the key stays out of the message
         if endpoint.authorization is None:
             return JudgeError(f"{said}, and no key was sent: {endpoint.key_from} is not set; set it, or use --key-from")
         return JudgeError(f"{said}: what was sent as key is not taken; look at {endpoint.key_from}, or use --key-from")
-    if status in _MOVED:
+    if status in MOVED:
         target = endpoint.masked(response.headers.get("Location", "nowhere"))
         return JudgeError(f"{said} and leads to {target}, which is not followed; if you trust it, give it as --url")
     return JudgeError(f"{said}: {_complaint(endpoint, content)}")
-
-
-def _asked_wait(asked: str) -> float:
-    """Seconds of a `Retry-After`, which is a number or a date; 0 where it is neither."""
-    try:
-        return max(0.0, float(asked)) if asked.isascii() and asked.isdigit() else _until(asked)
-    except (TypeError, ValueError):
-        return 0.0
-
-
-def _until(date: str) -> float:
-    return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
 
 
 def _complaint(endpoint: Endpoint, content: bytes) -> str:

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -32,7 +33,7 @@ LONGEST_WAIT = 300.0
 """Seconds; a server that asks for a longer pause does not get it."""
 _REDIRECTS = 10
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_MOVED = (301, 302, 303, 307, 308)
+MOVED = (301, 302, 303, 307, 308)
 _KNOWN = (200, 206)
 
 
@@ -98,7 +99,7 @@ def connect(url: str, *, timeout: float, headers: Mapping[str, str] | None = Non
             return response
         with response:
             target = response.headers.get("Location")
-            if response.status not in _MOVED or target is None:
+            if response.status not in MOVED or target is None:
                 raise _refusal(place, response)
         place = _led_to(place, target)
     raise DumpError(f"{url} leads in circles: more than {_REDIRECTS} redirects; give another address")
@@ -218,11 +219,25 @@ def _broken(url: str, error: OSError | http.client.HTTPException) -> Exception:
     return BrokenError(f"the connection to {host} broke off")
 
 
+def named(status: int) -> str:
+    """A status with its name, such as `404 Not Found`."""
+    return f"{status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else str(status)
+
+
+def asked_wait(response: http.client.HTTPResponse) -> float:
+    """Seconds that a server asks to wait, by a number or a date, up to LONGEST_WAIT; 0 where it says neither."""
+    asked = response.headers.get("Retry-After", "")
+    try:
+        number = asked.isascii() and asked.isdigit()
+        wait = float(asked) if number else parsedate_to_datetime(asked).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(max(0.0, wait), LONGEST_WAIT)
+
+
 def _refusal(url: str, response: http.client.HTTPResponse) -> Exception:
     status = response.status
-    named = f"{status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else str(status)
     if status in _PASSING or status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        asked = response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isascii() and asked.isdigit() else 0.0
-        return BrokenError(f"{urlsplit(url).hostname} answers {named}", status=status, wait=wait)
-    return StatusError(f"{url} answers {named}", status=status)
+        said = f"{urlsplit(url).hostname} answers {named(status)}"
+        return BrokenError(said, status=status, wait=asked_wait(response))
+    return StatusError(f"{url} answers {named(status)}", status=status)
