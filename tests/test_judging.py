@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -358,6 +359,66 @@ def test_a_password_in_the_address_is_sent_and_kept_nowhere(run: Path, service: 
     written = "".join(file.read_text("utf-8") for file in run.rglob("*") if file.is_file())
     assert "sesame" not in written
     assert "hidden" not in written
+
+
+def test_nothing_of_the_address_that_is_secret_is_in_a_message(run: Path, service: Service, capsys: Capture) -> None:
+    given, basic = "api-key=sk%2Fquery-4712", "bWU6c2VzYW1l"
+    url = service.address.replace("http://", "http://me:sesame@") + f"?{given}"
+    words = ["judge", "try", "--url", url, "--model", "m", "--concurrency", "1"]
+    echo = f"{given} and sk/query-4712 with Basic {basic}: sesame"
+    service.judge = lambda *_: f"{echo} [[A]]"
+    assert main([*words, "--limit", "1"]) == 0
+    for status, headers in ((404, {}), (307, {"Location": f"http://other/?{given}#sk/query-4712"}), (401, {}), (500, {})):
+        service.always = Plan(status, headers, raw=json.dumps({"error": echo}).encode())
+        assert main(words) == 2
+    service.always = Plan(raw=echo.encode())
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "[the key] and [the key] with Basic [the key]: [the key]" in told.err
+    assert "the user and password in --url is not taken" in told.err
+    # A host that cannot be spelt in a request is told with the address, not with the url.
+    assert main(["judge", "try", "--url", f"http://me:sesame@a..b/v1?{given}", "--model", "m"]) == 2
+    last = capsys.readouterr()
+    assert "'http://a..b/v1/chat/completions' is no address that can be asked" in last.err
+    written = "".join(file.read_text("utf-8") for file in run.rglob("*") if file.is_file())
+    for secret in ("api-key", "4712", "sesame", basic):
+        assert secret not in told.out + told.err + last.out + last.err + written
+
+
+def test_what_is_told_of_a_key_is_what_is_sent(
+    run: Path, service: Service, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(url: str) -> str:
+        assert judge(service, "--url", url, "--prompt", "nowhere.txt") == 2  # nothing is asked
+        return capsys.readouterr().err
+
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert "is sent" not in told("https://judge.example/v1")
+    assert "judge.example is sent the user and password in --url" in told("https://me:sesame@judge.example/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert "judge.example is sent the key in OPENAI_API_KEY\n" in told("https://judge.example/v1")
+    both = told("https://me:sesame@judge.example/v1")
+    assert "is sent the user and password in --url\n" in both
+    assert "is sent the key" not in both
+    assert "may read it (no https)\n" in told("http://judge.example/v1")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    assert "may read it (no https); it passes the proxy in http_proxy\n" in told("http://judge.example/v1")
+    assert "proxy" not in told("https://judge.example/v1")  # through a tunnel
+    for here in ("localhost:1", "127.0.0.2:1", "[::1]:1"):
+        assert "is sent" not in told(f"http://{here}/v1")
+    monkeypatch.setenv("no_proxy", "judge.example")
+    assert "proxy" not in told("http://judge.example/v1")
+
+
+def test_no_proxy_stands_before_this_machine(run: Path, service: Service) -> None:
+    words = [sys.executable, "-m", "stackllama.cli", "judge", "try", "--url", service.address, "--model", "m"]
+    with serve(longer) as other:
+        proxy = {"http_proxy": other.address.removesuffix("/v1"), "no_proxy": "", "NO_PROXY": "", "OPENAI_API_KEY": KEY}
+        done = subprocess.run(words, env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, other.asked) == (0, []), done.stderr
+    assert len(service.asked) == 8
 
 
 def test_a_slow_server_is_asked_again(run: Path, service: Service, capsys: Capture) -> None:

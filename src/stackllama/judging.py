@@ -90,9 +90,10 @@ def _endpoint(options: Namespace) -> Endpoint:
     endpoint = open_endpoint(
         options.url, key=os.environ.get(options.key_from), key_from=options.key_from, timeout=options.timeout
     )
-    if endpoint.key and not endpoint.loopback:
+    if endpoint.sent and not endpoint.loopback:
         clear = "" if endpoint.address.startswith("https:") else ", and on its way anybody may read it (no https)"
-        _say(f"{endpoint.host} is sent the key in {options.key_from}{clear}")
+        clear += "; it passes the proxy in http_proxy" if endpoint.proxy else ""
+        _say(f"{endpoint.host} is sent {endpoint.sent}{clear}")
     return endpoint
 
 
