@@ -492,6 +492,17 @@ def test_a_torn_line_is_forgiven_and_a_damaged_one_asked_again(run: Path, servic
     assert len(service.asked) == 10
 
 
+def test_a_reply_is_on_the_disk_before_the_next_is_asked(
+    run: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    monkeypatch.setattr("stackllama.evaluate.replies.os.fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    assert judge(service, "--limit", "2") == 0
+    whole = next(run.rglob("*replies.jsonl")).read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    assert [size for size in sizes if size in ends] == ends
+
+
 def test_killed_in_the_middle_it_asks_only_what_is_missing(run: Path, service: Service) -> None:
     service.plans, service.always = [Plan()] * 3, Plan(after=60.0)
     words = [sys.executable, "-m", "stackllama.cli", "judge", "try", "--url", service.address, "--model", "m"]
@@ -549,13 +560,44 @@ def test_mistakes_say_what_to_do(run: Path, service: Service, capsys: Capture, t
     atomic_write_json(run / "evaluate" / "samples.json", [{"question": 3}])
     assert judge(service) == 2
     assert "does not hold questions with answers" in capsys.readouterr().err
+    good = sample(0, "a", "b", 1.0, 1.0)
+    answers = good["answers"]
+    for broken in (
+        {**good, "answers": [answers[0], {**answers[1], "judge": 10**400}]},
+        {**good, "answers": [answers[0], {**answers[1], "reward": float("nan")}]},
+        {**good, "answers": [answers[0], {**answers[1], "gold": True}]},
+        {**good, "answers": [answers[0], {**answers[1], "gold": "3"}]},
+        {**good, "answers": [answers[0], {**answers[1], "role": []}]},
+        {**good, "answers": [answers[0], {**answers[1], "role": 3}]},
+    ):
+        (run / "evaluate" / "samples.json").write_text(json.dumps([broken]), "utf-8")
+        assert judge(service) == 2
+        said = capsys.readouterr().err
+        assert "does not hold questions with answers" in said
+        assert len(said) < 400
+    (run / "evaluate" / "samples.json").write_text("[" * 100_000, "utf-8")
+    assert judge(service) == 2
+    assert "samples.json is not JSON" in capsys.readouterr().err
     (run / "evaluate" / "samples.json").unlink()
     assert judge(service) == 2
     assert "first type: stackllama evaluate runs/try/recipe.yaml" in capsys.readouterr().err
     assert service.asked == []
-    for words in (["--limit", "0"], ["--price-in", "-1"], ["--parameter", "messages=[]"], ["--parameter", "x"]):
-        with pytest.raises(SystemExit):
+    for words in (
+        ["--limit", "0"],
+        ["--price-in", "-1"],
+        ["--parameter", "messages=[]"],
+        ["--parameter", "x"],
+        ["--parameter", "top_p=NaN"],
+        ["--parameter", "top_p=1e999"],
+        ["--parameter", "stop=[-Infinity]"],
+        ["--parameter", f"stop={'[' * 100_000}"],
+        ["--timeout", "86401"],
+        ["--timeout", "9" * 5000],
+        ["--concurrency", "257"],
+    ):
+        with pytest.raises(SystemExit) as ended:
             judge(service, *words)
+        assert ended.value.code == 2
 
 
 def test_it_comes_without_torch() -> None:

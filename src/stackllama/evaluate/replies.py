@@ -69,6 +69,8 @@ class Replies:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise_if_full(error, self.path, left=f"{len(self)} replies are kept")
             raise RunError(f"{self.path} cannot be written: {error.strerror}; check its permissions") from error
