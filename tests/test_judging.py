@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -80,12 +81,12 @@ def judge(service: Service, *more: str) -> int:
 
 
 def result(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "evaluate" / "endpoint.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((run / "asked" / "judge.json").read_text("utf-8"))
     return found
 
 
 def kept(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "evaluate" / "judge_replies.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (run / "asked" / "replies.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_a_judge_that_likes_the_longer_answer(run: Path, service: Service, capsys: Capture) -> None:
@@ -182,6 +183,17 @@ def test_limit_says_how_many_are_left_and_going_on_asks_what_is_missing(
     assert (len(service.asked), result(run)["cached"]) == (8, 8)
     assert judge(service, "--max-tokens", "99") == 0  # other requests, so other replies
     assert len(service.asked) == 16
+
+
+def test_replies_outlive_the_evaluation_that_they_speak_of(run: Path, service: Service) -> None:
+    assert judge(service) == 0
+    samples = (run / "evaluate" / "samples.json").read_bytes()
+    shutil.rmtree(run / "evaluate")  # what the program says to do to make it again
+    (run / "evaluate").mkdir()
+    (run / "evaluate" / "samples.json").write_bytes(samples)
+    assert judge(service) == 0
+    assert (len(service.asked), result(run)["cached"]) == (8, 8)
+    assert sorted(path.name for path in (run / "evaluate").iterdir()) == ["samples.json"]
 
 
 def test_a_reply_without_verdict_is_asked_again_once_then_left_out_and_counted(run: Path, service: Service) -> None:
@@ -286,7 +298,7 @@ def test_a_server_that_fails_for_ever_ends_it_and_the_same_command_goes_on(
     assert "answers 500 Internal Server Error, 3 times in a row; 3 replies are kept in" in said
     assert "the same command goes on" in said
     assert len(kept(run)) == 3
-    assert not (run / "evaluate" / "endpoint.json").exists()
+    assert not (run / "asked" / "judge.json").exists()
     service.always = None
     assert judge(service) == 0
     assert len(service.asked) == 3 + 3 + 5
@@ -368,7 +380,12 @@ def test_nothing_of_the_address_that_is_secret_is_in_a_message(run: Path, servic
     echo = f"{given} and sk/query-4712 with Basic {basic}: sesame"
     service.judge = lambda *_: f"{echo} [[A]]"
     assert main([*words, "--limit", "1"]) == 0
-    for status, headers in ((404, {}), (307, {"Location": f"http://other/?{given}#sk/query-4712"}), (401, {}), (500, {})):
+    for status, headers in (
+        (404, {}),
+        (307, {"Location": f"http://other/?{given}#sk/query-4712"}),
+        (401, {}),
+        (500, {}),
+    ):
         service.always = Plan(status, headers, raw=json.dumps({"error": echo}).encode())
         assert main(words) == 2
     service.always = Plan(raw=echo.encode())
@@ -482,7 +499,7 @@ def test_the_cost_is_bounded_by_what_the_requests_say_of_the_length(
 
 def test_a_torn_line_is_forgiven_and_a_damaged_one_asked_again(run: Path, service: Service, capsys: Capture) -> None:
     assert judge(service) == 0
-    path = run / "evaluate" / "judge_replies.jsonl"
+    path = run / "asked" / "replies.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:5], b'{"key": 3}\n', *lines[6:7], lines[7][:20]]))
     assert judge(service) == 0

@@ -36,13 +36,13 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def judge(options: Namespace) -> Path:
-    """Ask what has not been asked yet, write RUN/evaluate/endpoint.json, and print it; gives the run's folder.
+    """Ask what has not been asked yet, write RUN/asked/judge.json, and print it; gives the run's folder.
 
     Errors: RunError where there is no exam; RecipeError for options that cannot be used; JudgeError where the judge
     cannot be asked, which says what is kept.
     """
     folder = find_run(options.run)
-    evaluate, how = folder / "evaluate", _how(folder)
+    evaluate, asked, how = folder / "evaluate", folder / "asked", _how(folder)
     samples = read_samples(evaluate / "samples.json", folder)
     digest = digest_file(evaluate / "samples.json")
     endpoint = _endpoint(options)
@@ -63,9 +63,9 @@ def judge(options: Namespace) -> Path:
         raise RunError(
             f"{evaluate}/samples.json has no answer of a policy beside one of the SFT model; evaluate it again"
         )
-    descriptor = take_lock(evaluate / ".judge.lock", evaluate, "judge another run")
+    descriptor = take_lock(asked / ".lock", asked, "judge another run")
     try:
-        replies = Replies(evaluate / "judge_replies.jsonl")
+        replies = Replies(asked / "replies.jsonl")
         cached = sum(reply is not None for _, reply in steps(comparisons, replies, endpoint.address))
         budget = Budget(prices, options.max_cost, longest=longest)
         _ask_all(comparisons, replies, endpoint, budget, options, left=len(samples) - len(chosen))
@@ -79,7 +79,7 @@ def judge(options: Namespace) -> Path:
             **_spending(comparisons, replies, endpoint, prices, cached),
             **_numbers(comparisons, replies, endpoint, how),
         }
-        atomic_write_json(evaluate / "endpoint.json", found)
+        atomic_write_json(asked / "judge.json", found)
     finally:
         os.close(descriptor)
     _show(found, options.max_cost)
