@@ -194,13 +194,14 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    """A converter for argparse: whole numbers of 64 bits from `least` on."""
+def _at_least(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """A converter for argparse: whole numbers from `least` to `most`, by default all of 64 bits."""
+    bound = f" and at most {most}" if most < 2**63 - 1 else ""
 
     def number(text: str) -> int:
-        value = int(text) if text.isascii() and text.isdigit() else -1
-        if not least <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}{bound}")
         return value
 
     return number
@@ -280,9 +281,16 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not name or name in ("model", "messages", "stream", "n"):
         raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE of a request, such as top_p=1 or max_tokens=null")
     try:
-        return name, json.loads(value)
+        found = json.loads(value)
     except ValueError:
         return name, value
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError(f"{name} is nested too deeply") from error
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not finite, so no JSON can hold it") from error
+    return name, found
 
 
 def _judge_options(parser: argparse.ArgumentParser) -> None:
@@ -301,8 +309,8 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     add("--price-in", type=_amount, metavar="PRICE", help="of a million tokens read, in your currency")
     add("--price-out", type=_amount, metavar="PRICE", help="of a million tokens written")
     add("--max-cost", type=_amount, metavar="X", help="stop before so much is passed, earlier replies included")
-    add("--concurrency", type=_at_least(1), default=8, metavar="N", help="requests at a time (default: 8)")
-    add("--timeout", type=_at_least(1), default=120, metavar="SECONDS", help="for one answer (default: 120)")
+    add("--concurrency", type=_at_least(1, 256), default=8, metavar="N", help="requests at a time (default: 8)")
+    add("--timeout", type=_at_least(1, 86_400), default=120, metavar="SECONDS", help="for one answer (default: 120)")
     add("--max-tokens", type=_at_least(1), default=1024, metavar="N", help="longest reply (default: 1024)")
     add(
         "--parameter",

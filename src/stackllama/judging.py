@@ -18,7 +18,7 @@ from stackllama.evaluate.asking import Asking, Budget, Prices, Request
 from stackllama.evaluate.comparisons import Comparison, again, compare, outcomes, read, read_samples, steps
 from stackllama.evaluate.endpoint import Endpoint, ask, open_endpoint, patiently, tokens_of
 from stackllama.evaluate.pairwise import numbers
-from stackllama.evaluate.replies import Replies, Reply
+from stackllama.evaluate.replies import MOST_TOKENS, Replies, Reply
 from stackllama.evaluate.statistics import Resampling
 from stackllama.files import atomic_write_json, digest_file, take_lock
 from stackllama.recipe_load import load_recipe
@@ -31,27 +31,31 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before each further try of a request that failed in a way that may pass."""
 REPLY_TOKENS = 150
 """Tokens of a reply, for the estimate, while none is known."""
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""What services call the tokens that a reply has at most."""
 
 
 def judge(options: Namespace) -> Path:
-    """Ask what has not been asked yet, write RUN/evaluate/endpoint.json, and print it; gives the run's folder.
+    """Ask what has not been asked yet, write RUN/asked/judge.json, and print it; gives the run's folder.
 
     Errors: RunError where there is no exam; RecipeError for options that cannot be used; JudgeError where the judge
     cannot be asked, which says what is kept.
     """
     folder = find_run(options.run)
-    evaluate, how = folder / "evaluate", _how(folder)
+    evaluate, asked, how = folder / "evaluate", folder / "asked", _how(folder)
     samples = read_samples(evaluate / "samples.json", folder)
     digest = digest_file(evaluate / "samples.json")
     endpoint = _endpoint(options)
     prices = _prices(options)
+    parameters = _parameters(options)
+    longest = _longest(parameters) if options.max_cost is not None else 0
     chosen = samples[: options.limit]
     comparisons = list(
         compare(
             chosen,
             address=endpoint.address,
             model=options.model,
-            parameters=_parameters(options),
+            parameters=parameters,
             system=_system(options.prompt),
         )
     )
@@ -59,11 +63,12 @@ def judge(options: Namespace) -> Path:
         raise RunError(
             f"{evaluate}/samples.json has no answer of a policy beside one of the SFT model; evaluate it again"
         )
-    descriptor = take_lock(evaluate / ".judge.lock", evaluate, "judge another run")
+    descriptor = take_lock(asked / ".lock", asked, "judge another run")
     try:
-        replies = Replies(evaluate / "judge_replies.jsonl")
+        replies = Replies(asked / "replies.jsonl")
         cached = sum(reply is not None for _, reply in steps(comparisons, replies, endpoint.address))
-        _ask_all(comparisons, replies, endpoint, prices, options, left=len(samples) - len(chosen))
+        budget = Budget(prices, options.max_cost, longest=longest)
+        _ask_all(comparisons, replies, endpoint, budget, options, left=len(samples) - len(chosen))
         found = {
             "model": options.model,
             "url": endpoint.address,
@@ -74,7 +79,7 @@ def judge(options: Namespace) -> Path:
             **_spending(comparisons, replies, endpoint, prices, cached),
             **_numbers(comparisons, replies, endpoint, how),
         }
-        atomic_write_json(evaluate / "endpoint.json", found)
+        atomic_write_json(asked / "judge.json", found)
     finally:
         os.close(descriptor)
     _show(found, options.max_cost)
@@ -85,16 +90,17 @@ def _endpoint(options: Namespace) -> Endpoint:
     endpoint = open_endpoint(
         options.url, key=os.environ.get(options.key_from), key_from=options.key_from, timeout=options.timeout
     )
-    if endpoint.key and not endpoint.loopback:
+    if endpoint.sent and not endpoint.loopback:
         clear = "" if endpoint.address.startswith("https:") else ", and on its way anybody may read it (no https)"
-        _say(f"{endpoint.host} is sent the key in {options.key_from}{clear}")
+        clear += "; it passes the proxy in http_proxy" if endpoint.proxy else ""
+        _say(f"{endpoint.host} is sent {endpoint.sent}{clear}")
     return endpoint
 
 
 def _prices(options: Namespace) -> Prices | None:
+    if options.max_cost is not None and (options.price_in is None or options.price_out is None):
+        raise RecipeError("--max-cost needs both prices to count with; add --price-in and --price-out")
     if options.price_in is None and options.price_out is None:
-        if options.max_cost is not None:
-            raise RecipeError("--max-cost needs prices to count with; add --price-in and --price-out")
         return None
     return Prices(options.price_in or 0.0, options.price_out or 0.0)
 
@@ -103,6 +109,17 @@ def _parameters(options: Namespace) -> dict[str, Any]:
     """What stands in a request beside model and messages."""
     settings = {"temperature": 0, "max_tokens": options.max_tokens, **dict(options.parameter)}
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _longest(parameters: Mapping[str, Any]) -> int:
+    """Tokens that a reply has at most, by what the requests say of it. Raises RecipeError where that is no bound."""
+    said = [parameters[name] for name in LIMITS if name in parameters]
+    if not said or not all(type(value) is int and 0 < value < MOST_TOKENS for value in said):
+        raise RecipeError(
+            f"--max-cost needs a bound on the length of a reply; give {' or '.join(LIMITS)} a whole number above 0, "
+            "by --max-tokens or --parameter"
+        )
+    return max(said)
 
 
 def _system(path: str | None) -> str:
@@ -121,7 +138,7 @@ def _ask_all(
     comparisons: Sequence[Comparison],
     replies: Replies,
     endpoint: Endpoint,
-    prices: Prices | None,
+    budget: Budget,
     options: Namespace,
     *,
     left: int,
@@ -130,7 +147,8 @@ def _ask_all(
     wanted = steps(comparisons, replies, endpoint.address)
     missing = [request for request, reply in wanted if reply is None]
     known = [reply for _, reply in wanted if reply is not None]
-    spent = sum(prices.of(reply.tokens_in, reply.tokens_out) for reply in known) if prices else 0.0
+    prices = budget.prices
+    budget.spent = sum(prices.of(reply.tokens_in, reply.tokens_out) for reply in known) if prices else 0.0
     _say(_estimate(missing, known, endpoint, prices, options.model))
     if replies.damaged:
         _say(f"{replies.path}: {replies.damaged} damaged lines are passed over; what they answered is asked again")
@@ -138,14 +156,14 @@ def _ask_all(
         _say(f"--limit {options.limit}: {left:,} questions of the exam are left out")
     if not missing:
         return
-    budget = Budget(prices, options.max_cost, spent=spent, longest=options.max_tokens)
     with progress("judge", len(wanted), "requests", len(known), stream=sys.stderr) as shown:
 
         def arrived(request: Request, reply: Reply) -> list[Request]:
             replies.keep(request.key, reply, {**request.about, "model": options.model})
             more = [again(endpoint.address, request)] if not request.again and read(reply) is None else []
             shown.total += len(more)
-            shown.advance(1, **({"cost": budget.spent} if prices else {}))
+            cost = {"cost": budget.spent + prices.of(reply.tokens_in, reply.tokens_out)} if prices else {}
+            shown.advance(1, **cost)
             return more
 
         told: set[str] = set()

@@ -13,7 +13,10 @@ from tests.evaluate.chat_server import SECTION, sections
     [
         ("[[A]]", "A"),
         ("B is better.\n\n[[ B ]]\n", "B"),
-        ("The rules want [[A]], [[B]] or [[C]]. The second says [[B]] itself. My verdict: [[C]]", "C"),
+        ("The rules want [[A]], [[B]] or [[C]]. The second says [[B]] itself.\nMy verdict: [[C]]\nDone.", "C"),
+        ("I end it with [[A]], [[B]] or [[C]].", None),
+        ("[[B]]\nIt was asked: [[A]], [[B]] or [[C]]", None),
+        ("[[A]], so [[A]]", "A"),
         ("**[[C]]**.", "C"),
         ("", None),
         ("A", None),

@@ -48,7 +48,8 @@ def write_run(folder: Path, *, digest: str | None = None) -> Path:
     samples = json.dumps([{"question": "Q?", "answers": []}])
     (folder / "evaluate" / "samples.json").write_text(samples, "utf-8")
     found = FOUND | {"samples": digest or hashlib.sha256(samples.encode()).hexdigest()}
-    (folder / "evaluate" / "endpoint.json").write_text(json.dumps(found), "utf-8")
+    (folder / "asked").mkdir()
+    (folder / "asked" / "judge.json").write_text(json.dumps(found), "utf-8")
     return folder
 
 
@@ -68,7 +69,7 @@ def test_the_report_has_a_row_a_table_and_sentences(tmp_path: Path) -> None:
 def test_without_a_judge_or_of_other_answers_the_report_says_nothing(tmp_path: Path, gone: bool) -> None:
     folder = write_run(tmp_path / "try", digest="0" * 64)
     if gone:
-        (folder / "evaluate" / "endpoint.json").unlink()
+        (folder / "asked" / "judge.json").unlink()
     page = write_report(folder).read_text("utf-8")
     assert "as judge" not in page
     assert "another verdict" not in page
@@ -83,6 +84,16 @@ def test_columns_and_rows_by_policy() -> None:
     shown = [label for label, *_ in win_rates(FOUND, labels)]
     assert shown == ["PPO, <script>judge-7b", "best of 16, <script>judge-7b"]
     assert table({"policies": {}}, labels).head == ("",)
+
+
+def test_whose_place_is_told() -> None:
+    other = POLICY | {"disagreement": 0.4, "disagreement_low": None}
+    said = list(
+        sentences(FOUND | {"policies": {"ppo": POLICY, "best_of": other}}, {"ppo": "PPO", "best_of": "best of 16"})
+    )
+    assert said[0].startswith("PPO: asked in both orders, the judge gave another verdict in 20.0% [10.0% to 30.0%] of")
+    assert said[1].startswith("Best of 16: asked in both orders, the judge gave another verdict in 40.0% of")
+    assert not said[2].startswith("Best")
 
 
 def test_short_names_and_small_money() -> None:

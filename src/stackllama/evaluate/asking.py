@@ -50,8 +50,9 @@ class Budget:
     reply of full length. So the limit is not passed.
     """
 
-    def __init__(self, prices: Prices | None, limit: float | None, *, spent: float, longest: int) -> None:
-        self.prices, self.limit, self.spent, self.longest = prices, limit, spent, longest
+    def __init__(self, prices: Prices | None, limit: float | None, *, longest: int) -> None:
+        self.prices, self.limit, self.longest = prices, limit, longest
+        self.spent = 0.0
         self._under_way = 0.0
 
     def take(self, request: Request) -> bool:
@@ -124,8 +125,16 @@ class Asking:
     def _work(self, ended: threading.Event) -> None:
         try:
             self._ask_on()
+        except BaseException as error:
+            with self._changed:
+                self._fail(error)
         finally:
             ended.set()
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self.stopped.set()
+        self._changed.notify_all()
 
     def _ask_on(self) -> None:
         while (request := self._next()) is not None:
@@ -137,15 +146,14 @@ class Asking:
                 failure = error
             with self._changed:
                 self._under_way -= 1
-                self._budget.settle(request, reply)
                 try:
-                    if reply is not None:
+                    if reply is not None:  # kept before anything else: it is paid for
                         self._waiting.extendleft(self._arrived(request, reply))
+                    self._budget.settle(request, reply)
                 except BaseException as error:  # such as a full disk
                     failure = error
                 if failure is not None:
-                    self._failure = self._failure or failure
-                    self.stopped.set()
+                    self._fail(failure)
                 self._changed.notify_all()
 
     def _next(self) -> Request | None:

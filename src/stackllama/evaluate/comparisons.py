@@ -6,6 +6,7 @@ again; where that is not read either, the comparison is left out, and counted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +69,25 @@ def read_samples(path: Path, folder: Path) -> list[Sample]:
         )
     found = read_json(path)
     try:
-        return [Sample(_text(one["question"]), {a["role"]: _answer(a) for a in one["answers"]}) for one in found]
-    except (KeyError, TypeError, AttributeError) as error:
+        return [Sample(_text(one["question"]), {_text(a["role"]): _answer(a) for a in one["answers"]}) for one in found]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{path} does not hold questions with answers ({error}); evaluate the run again") from error
 
 
 def _answer(found: Mapping[str, Any]) -> Answer:
-    scores = {name: float(found[name]) for name in SCORES if isinstance(found.get(name), int | float)}
+    scores = {name: _score(name, found[name]) for name in SCORES if found.get(name) is not None}
     return Answer(_text(found["text"]), scores)
+
+
+def _score(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # whole numbers may be larger
+        raise ValueError(f"{name} is no finite number")
+    return float(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"a {type(value).__name__} stands where a text should")
     return value
 
 

@@ -3,8 +3,8 @@
     endpoint = open_endpoint("http://localhost:8000/v1", key=None, key_from="OPENAI_API_KEY", timeout=120)
     reply = ask(endpoint, {"model": "...", "messages": [...]})
 
-The key is a header of the request and nothing else: it is in no message, and what a server sends back of it is masked.
-No redirect is followed, so the key goes to the host that was named and to no other. Left out on purpose: streaming,
+The key is a header of the request and nothing else: it is in no message, and what a server sends back of it is masked,
+as are a password and a query in the url. No redirect is followed, so the key goes to the host that was named and to no other. Left out on purpose: streaming,
 and client libraries of single services.
 """
 
@@ -16,28 +16,38 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPResponse
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
-from stackllama.data.download.remote import BrokenError, pieces, send
+from stackllama.data.download.remote import (
+    MOVED,
+    BrokenError,
+    asked_wait,
+    is_loopback,
+    named,
+    pieces,
+    reading_proxy,
+    send,
+)
 from stackllama.environment import package_version
 from stackllama.errors import DumpError, JudgeError, RecipeError
-from stackllama.evaluate.replies import Reply
+from stackllama.evaluate.replies import MOST_TOKENS, Reply
 
 LARGEST = 1 << 23
 """Bytes of an answer that are read; a judge's reply is some thousands."""
 CHARACTERS = 4
 """Characters of a token, roughly, where nothing was counted."""
 SHORTEST_SECRET = 8
-"""Characters of a key below which it is a word such as EMPTY, which servers without keys are given."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Characters of a key, or of a value in a query, below which it is a word such as EMPTY, which servers without keys are
+given.
+"""
+SHORTEST_PASSWORD = 4
+"""The same of a password in the url: a shorter one would mask half of what is said."""
 
 _PATH = "/chat/completions"
 _PASSING = (408, 409, 425, 429)
-_MOVED = (301, 302, 303, 307, 308)
 _DENIED = (401, 403)
 
 
@@ -45,7 +55,9 @@ _DENIED = (401, 403)
 class Endpoint:
     """Where a judge is asked. address: without password and query, to be shown and kept; host: with its port.
 
-    url, authorization and key are secret, or may be, and are shown by no representation.
+    sent: in words, what goes there to be let in, such as `the key in OPENAI_API_KEY`; empty where nothing does. proxy:
+    whether a proxy of the environment can read that on its way. url, authorization and secrets are secret, or may be,
+    and are shown by no representation; secrets: what is masked, the longest first.
     """
 
     address: str
@@ -53,13 +65,17 @@ class Endpoint:
     loopback: bool
     key_from: str
     timeout: float
+    sent: str
+    proxy: bool
     url: str = field(repr=False)
     authorization: str | None = field(repr=False)
-    key: str | None = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
 
     def masked(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self.key, "[the key]") if self.key and len(self.key) >= SHORTEST_SECRET else text
+        """The text without the key, and without password and query of the url."""
+        for secret in self.secrets:
+            text = text.replace(secret, "[the key]")
+        return text
 
 
 def open_endpoint(url: str, *, key: str | None, key_from: str, timeout: float) -> Endpoint:
@@ -85,20 +101,34 @@ def open_endpoint(url: str, *, key: str | None, key_from: str, timeout: float) -
     key = (key or "").strip() or None
     if key and not all("!" <= letter <= "~" for letter in key):
         raise RecipeError(f"the key in {key_from} has spaces or signs that no header can hold; set it anew")
-    authorization = f"Bearer {key}" if key else None
+    authorization, sent = (f"Bearer {key}", f"the key in {key_from}") if key else (None, "")
+    basic = ""
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        basic = base64.b64encode(pair.encode()).decode()
+        authorization, sent = f"Basic {basic}", "the user and password in --url"
     return Endpoint(
         address=address,
         host=host,
-        loopback=parts.hostname in LOOPBACK,
+        loopback=is_loopback(parts.hostname or ""),
         key_from=key_from,
         timeout=timeout,
+        sent=sent,
+        proxy=reading_proxy(address),
         url=address + (f"?{parts.query}" if parts.query else ""),
         authorization=authorization,
-        key=key,
+        secrets=_secrets(key, parts, basic),
     )
+
+
+def _secrets(key: str | None, parts: SplitResult, basic: str) -> tuple[str, ...]:
+    """What no message may hold, the longest first: as it is sent, and as a server may have decoded it."""
+    values = [value for pair in parts.query.split("&") for value in (pair, pair.partition("=")[2])]
+    long = [key or "", unquote(parts.username or ""), parts.query, *values, *(unquote_plus(value) for value in values)]
+    short = [basic, parts.password or "", unquote(parts.password or "")]
+    found = {text for text in long if len(text) >= SHORTEST_SECRET}
+    found |= {text for text in short if len(text) >= SHORTEST_PASSWORD}
+    return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
 
 def ask(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply:
@@ -116,7 +146,7 @@ def ask(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply:
         headers["Authorization"] = endpoint.authorization
     until = time.monotonic() + endpoint.timeout
     try:
-        response = send(endpoint.url, headers, endpoint.timeout, body=json.dumps(body).encode())
+        response = send(endpoint.url, headers, endpoint.timeout, body=json.dumps(body).encode(), shown=endpoint.address)
         with closing(response):
             content = _content(response, endpoint, until)
     except DumpError as error:  # the words are those of a download, and stay true
@@ -162,30 +192,17 @@ def _content(response: HTTPResponse, endpoint: Endpoint, until: float) -> bytes:
 def _refusal(endpoint: Endpoint, response: HTTPResponse, content: bytes) -> Exception:
     """What an answer with another status than 200 means, as an error."""
     status = response.status
-    said = f"{endpoint.host} answers {status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else ""
-    said = said or f"{endpoint.host} answers {status}"
+    said = f"{endpoint.host} answers {named(status)}"
     if status in _PASSING or status >= 500:
-        return BrokenError(said, status=status, wait=_asked_wait(response.headers.get("Retry-After", "")))
+        return BrokenError(said, status=status, wait=asked_wait(response))
     if status in _DENIED:  # what it says of the key stays out of the message
         if endpoint.authorization is None:
             return JudgeError(f"{said}, and no key was sent: {endpoint.key_from} is not set; set it, or use --key-from")
-        return JudgeError(f"{said}: what was sent as key is not taken; look at {endpoint.key_from}, or use --key-from")
-    if status in _MOVED:
+        return JudgeError(f"{said}: {endpoint.sent} is not taken; set another, or use --key-from")
+    if status in MOVED:
         target = endpoint.masked(response.headers.get("Location", "nowhere"))
         return JudgeError(f"{said} and leads to {target}, which is not followed; if you trust it, give it as --url")
     return JudgeError(f"{said}: {_complaint(endpoint, content)}")
-
-
-def _asked_wait(asked: str) -> float:
-    """Seconds of a `Retry-After`, which is a number or a date; 0 where it is neither."""
-    try:
-        return max(0.0, float(asked)) if asked.isascii() and asked.isdigit() else _until(asked)
-    except (TypeError, ValueError):
-        return 0.0
-
-
-def _until(date: str) -> float:
-    return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
 
 
 def _complaint(endpoint: Endpoint, content: bytes) -> str:
@@ -224,7 +241,7 @@ def _reply(endpoint: Endpoint, body: Mapping[str, Any], content: bytes) -> Reply
 
 def _count(usage: Any, name: str) -> int | None:
     found = usage.get(name) if isinstance(usage, dict) else None
-    return found if type(found) is int and found >= 0 else None
+    return found if type(found) is int and 0 <= found <= MOST_TOKENS else None
 
 
 def tokens_of(body: Mapping[str, Any]) -> int:

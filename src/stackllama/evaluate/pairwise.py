@@ -65,7 +65,7 @@ def win(one: Compared) -> float:
 
 
 def numbers(compared: Sequence[Compared], how: Resampling) -> dict[str, Any]:
-    """All that endpoint.json says of one policy; docs/metrics.md defines each. What fewer than two questions speak of
+    """All that judge.json says of one policy; docs/metrics.md defines each. What fewer than two questions speak of
     is None.
     """
     read = [one for one in compared if one.readable]

@@ -16,6 +16,9 @@ from typing import Any
 from stackllama.errors import RunError
 from stackllama.files import raise_if_full
 
+MOST_TOKENS = 1 << 40
+"""A count of tokens above this is a mistake of who counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -66,6 +69,8 @@ class Replies:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise_if_full(error, self.path, left=f"{len(self)} replies are kept")
             raise RunError(f"{self.path} cannot be written: {error.strerror}; check its permissions") from error
@@ -74,7 +79,7 @@ class Replies:
     def _read(self, line: bytes) -> None:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict) and isinstance(found.get("key"), str) and _fits(found):
             self._replies[found["key"]] = Reply(**{field.name: found[field.name] for field in fields(Reply)})
@@ -84,4 +89,5 @@ class Replies:
 
 def _fits(found: Mapping[str, Any]) -> bool:
     kinds = {"reply": str, "cut": bool, "tokens_in": int, "tokens_out": int, "counted": bool}
-    return all(type(found.get(name)) is kind for name, kind in kinds.items())
+    typed = all(type(found.get(name)) is kind for name, kind in kinds.items())
+    return typed and all(0 <= found[name] <= MOST_TOKENS for name in ("tokens_in", "tokens_out"))

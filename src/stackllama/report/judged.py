@@ -1,4 +1,4 @@
-"""What a judge behind an address said (`evaluate/endpoint.json`), as a table, as sentences and as rows of a figure."""
+"""What a judge behind an address said (`asked/judge.json`), as a table, as sentences and as rows of a figure."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def table(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> Table:
 
 def sentences(found: Mapping[str, Any], labels: Mapping[str, str] = NAMES) -> Iterator[str]:
     """What has to be known to read the numbers: the judge's taste for a place, the cost, what is left out."""
-    role = next((role for role in labels if number(found, "policies", role, "disagreement") is not None), None)
-    if role is not None:
-        moved, first = (_with_span(found, "policies", role, key) for key in ("disagreement", "first_place"))
-        yield (
-            f"Asked in both orders, the judge gave another verdict in {moved} of the questions; these count one half. "
-            f"Where it named a winner, it named the first place in {first}."
-        )
+    for role, label in labels.items():
+        if number(found, "policies", role, "disagreement") is not None:
+            moved, first = (_with_span(found, "policies", role, key) for key in ("disagreement", "first_place"))
+            yield (
+                f"{label[:1].upper()}{label[1:]}: asked in both orders, the judge gave another verdict in {moved} of "
+                f"the questions; these count one half. Where it named a winner, it named the first place in {first}."
+            )
     yield _cost(found)
     left, unasked = number(found, "left") or 0, number(found, "unasked") or 0
     if left or unasked:

@@ -54,7 +54,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read `summary.json`, `recipe.yaml`, `lineage.json`, `data/report.json`, STAGE/`metrics.jsonl`,
-    `reward/audit.json`, POLICY'S STAGE/`watch.jsonl`, `evaluate/*.json`.
+    `reward/audit.json`, POLICY'S STAGE/`watch.jsonl`, `evaluate/*.json`, `asked/judge.json`.
 
     Raises RunError where the folder is missing or empty of results, or a file other than a log is broken.
     """
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
         policy=_read(folder / "evaluate" / "policy.json", dict),
         drift=_read(folder / "evaluate" / "drift.json", dict),
         audit=_read(folder / "reward" / "audit.json", dict),
-        endpoint=_endpoint(folder / "evaluate"),
+        endpoint=_endpoint(folder),
         ability=_read(folder / "evaluate" / LM_EVAL, dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         logs=logs,
@@ -207,10 +207,10 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _endpoint(evaluate: Path) -> dict[str, Any]:
+def _endpoint(folder: Path) -> dict[str, Any]:
     """What a judge said of the answers that are there; empty where it spoke of others, of an exam before this one."""
-    found: dict[str, Any] = _read(evaluate / "endpoint.json", dict)
-    samples = evaluate / "samples.json"
+    found: dict[str, Any] = _read(folder / "asked" / "judge.json", dict)
+    samples = folder / "evaluate" / "samples.json"
     return found if samples.is_file() and found.get("samples") == digest_file(samples) else {}
 
 

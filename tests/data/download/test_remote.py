@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 
 from stackllama.data.download.remote import (
+    LONGEST_WAIT,
     WORTH,
     BrokenError,
     Patience,
@@ -114,6 +115,28 @@ def test_answers_that_stay_are_told_from_those_that_pass(web: Web) -> None:
         with pytest.raises(BrokenError, match=str(status)) as broken:
             get(f"{web.address}/a")
         assert (broken.value.status, broken.value.wait) == (status, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"),
+    [
+        ("7", 7.0),
+        ("301", LONGEST_WAIT),
+        ("9" * 400, LONGEST_WAIT),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
+        ("-7", 0.0),
+        ("1e9", 0.0),
+        ("nan", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_server_gets_no_longer_pause_than_the_longest(web: Web, asked: str, wait: float) -> None:
+    web.pages["/a"] = Page(b"", statuses=[503], headers={"Retry-After": asked})
+    with pytest.raises(BrokenError) as broken:
+        get(f"{web.address}/a")
+    assert broken.value.wait == wait
 
 
 def test_redirects_are_followed_with_all_headers(web: Web) -> None:

@@ -10,6 +10,7 @@ Redirects lead to http and https only. Left out on purpose: passwords, cookies, 
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import socket
 import ssl
 import string
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -32,7 +34,7 @@ LONGEST_WAIT = 300.0
 """Seconds; a server that asks for a longer pause does not get it."""
 _REDIRECTS = 10
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_MOVED = (301, 302, 303, 307, 308)
+MOVED = (301, 302, 303, 307, 308)
 _KNOWN = (200, 206)
 
 
@@ -98,7 +100,7 @@ def connect(url: str, *, timeout: float, headers: Mapping[str, str] | None = Non
             return response
         with response:
             target = response.headers.get("Location")
-            if response.status not in _MOVED or target is None:
+            if response.status not in MOVED or target is None:
                 raise _refusal(place, response)
         place = _led_to(place, target)
     raise DumpError(f"{url} leads in circles: more than {_REDIRECTS} redirects; give another address")
@@ -157,35 +159,58 @@ class Tries:
         time.sleep(wait)
 
 
-_OPENER = urllib.request.OpenerDirector()
-for _handler in (
-    urllib.request.ProxyHandler(),
-    urllib.request.HTTPHandler(),
-    urllib.request.HTTPSHandler(),
-    urllib.request.UnknownHandler(),
-):
-    _OPENER.add_handler(_handler)  # no handler of files, FTP or redirects: those are not followed unseen
+def _opener(*more: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    opener = urllib.request.OpenerDirector()
+    usual = (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), urllib.request.UnknownHandler())
+    for handler in (*more, *usual):  # none of files, FTP or redirects: those are not followed unseen
+        opener.add_handler(handler)
+    return opener
+
+
+_BY_PROXY = _opener(urllib.request.ProxyHandler())
+_DIRECT = _opener()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by its name or number."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def reading_proxy(url: str) -> bool:
+    """Whether what is sent to a url passes a proxy of the environment that can read it: over http, not to this machine.
+    Over https a proxy passes on what it cannot read.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or is_loopback(parts.hostname or ""):
+        return False
+    return bool(urllib.request.getproxies().get("http")) and not urllib.request.proxy_bypass(parts.netloc)
 
 
 def send(
-    url: str, headers: Mapping[str, str], timeout: float, *, body: bytes | None = None
+    url: str, headers: Mapping[str, str], timeout: float, *, body: bytes | None = None, shown: str | None = None
 ) -> http.client.HTTPResponse:
     """The server's answer, whatever its status; to be closed. body: what is posted; None: it is a GET. Redirects are
-    answers like others. timeout: seconds without a byte.
+    answers like others. timeout: seconds without a byte. shown: what messages say for the url. No proxy of the
+    environment stands before this machine.
 
     Raises BrokenError where another try may help, DumpError where the server cannot be spoken to.
     """
+    shown = url if shown is None else shown
     try:
         request = urllib.request.Request(url, body, dict(headers))  # noqa: S310 - the scheme has been checked
-        response = _OPENER.open(request, timeout=timeout)
+        opener = _DIRECT if is_loopback(urlsplit(url).hostname or "") else _BY_PROXY
+        response = opener.open(request, timeout=timeout)
     except urllib.error.URLError as error:
         if not isinstance(error.reason, OSError):
-            raise DumpError(f"{url} cannot be asked for: {error.reason}; give another address") from error
+            raise DumpError(f"{shown} cannot be asked for: {error.reason}; give another address") from error
         raise _broken(url, error.reason) from error
     except (OSError, http.client.HTTPException) as error:
         raise _broken(url, error) from error
     except ValueError as error:
-        raise DumpError(f"{url!r} is no address that can be asked: {error}; give another one") from error
+        raise DumpError(f"{shown!r} is no address that can be asked: {error}; give another one") from error
     assert isinstance(response, http.client.HTTPResponse)
     return response
 
@@ -218,11 +243,25 @@ def _broken(url: str, error: OSError | http.client.HTTPException) -> Exception:
     return BrokenError(f"the connection to {host} broke off")
 
 
+def named(status: int) -> str:
+    """A status with its name, such as `404 Not Found`."""
+    return f"{status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else str(status)
+
+
+def asked_wait(response: http.client.HTTPResponse) -> float:
+    """Seconds that a server asks to wait, by a number or a date, up to LONGEST_WAIT; 0 where it says neither."""
+    asked = response.headers.get("Retry-After", "")
+    try:
+        number = asked.isascii() and asked.isdigit()
+        wait = float(asked) if number else parsedate_to_datetime(asked).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(max(0.0, wait), LONGEST_WAIT)
+
+
 def _refusal(url: str, response: http.client.HTTPResponse) -> Exception:
     status = response.status
-    named = f"{status} {HTTPStatus(status).phrase}" if status in set(HTTPStatus) else str(status)
     if status in _PASSING or status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        asked = response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isascii() and asked.isdigit() else 0.0
-        return BrokenError(f"{urlsplit(url).hostname} answers {named}", status=status, wait=wait)
-    return StatusError(f"{url} answers {named}", status=status)
+        said = f"{urlsplit(url).hostname} answers {named(status)}"
+        return BrokenError(said, status=status, wait=asked_wait(response))
+    return StatusError(f"{url} answers {named(status)}", status=status)
