@@ -20,7 +20,7 @@ SHOWN = """() => [...document.querySelectorAll('svg')].filter(svg => {
   const end = document.documentElement.clientWidth + 1;
   const inside = box.width > 60 && box.height > 40 && box.left >= -1 && box.right <= end;
   return !inside || getComputedStyle(svg).visibility !== 'visible';
-}).map(svg => svg.getAttribute('aria-label').slice(0, 60))"""
+}).map(svg => (svg.getAttribute('aria-label') ?? 'without a label').slice(0, 60))"""
 """The figures that are not to be seen; what is folded has been opened before."""
 
 
@@ -60,15 +60,16 @@ def _faults(opened: Any, path: Path, viewport: dict[str, int], scheme: str) -> l
     address = path.resolve().as_uri()
     page.on("request", lambda asked: found.extend([f"request: {asked.url}"] if asked.url != address else []))
     page.goto(address)
+    if scheme == "light":  # paper shows what is folded, opened or not
+        page.emulate_media(media="print")
+        found += [f"print: {one}" for one in _accessibility(page)]
+        found += [f"print: figure not seen: {label}" for label in page.evaluate(SHOWN)]
+        page.emulate_media(media="screen")
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     found += [f"figure not seen: {label}" for label in page.evaluate(SHOWN)]
     if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
         found.append("wider than the screen")
     found += _accessibility(page)
-    if scheme == "light":
-        page.emulate_media(media="print")
-        found += [f"print: {one}" for one in _accessibility(page)]
-        found += [f"print: figure not seen: {label}" for label in page.evaluate(SHOWN)]
     context.close()
     return found
 

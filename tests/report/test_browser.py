@@ -13,17 +13,21 @@ import pytest
 from tests.data.small_store import write as write_store
 from tests.evaluate.test_audit import HOW
 from tests.report import browser
+from tests.report.test_ability import FOUND as LM_EVAL_FOUND
 from tests.report.test_audit import found as audit
 from tests.report.test_data_page import page_of
 from tests.report.test_events import SKIPPED
+from tests.report.test_judged import FOUND as JUDGED
 from tests.report.test_page import write_run
 from tests.report.test_rivals import make_run
 from tests.report.test_watching import lines
 
 from stackllama.evaluate.drift import spreads
+from stackllama.files import digest_file
 from stackllama.report import comparison_page
 from stackllama.report.page import write_report
-from stackllama.report.rivals import groups, read_rivals
+from stackllama.report.rivals import groups, read_rivals, several_seeds
+from stackllama.run import LM_EVAL
 
 pytest.importorskip("playwright.sync_api")
 pytest.importorskip("axe_playwright_python")
@@ -55,15 +59,28 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for answer in samples[3]["answers"]:
         answer["judge"] = -answer["judge"]
     (folder / "evaluate" / "samples.json").write_text(json.dumps(samples))
+    (folder / "evaluate" / LM_EVAL).write_text(json.dumps(LM_EVAL_FOUND))
+    judged = JUDGED | {"samples": digest_file(folder / "evaluate" / "samples.json")}
+    (folder / "asked").mkdir()
+    (folder / "asked" / "judge.json").write_text(json.dumps(judged))
     return write_report(folder)
 
 
 def test_the_report_of_a_run(chromium: Any, report: Path) -> None:
+    page = report.read_text()
+    for part in ("Audit", "Alarms", "Where their scores lie", "judge-7b", "General ability", "Samples"):
+        assert part in page
     assert browser.faults(chromium, report) == []
 
 
 def test_the_page_of_a_comparison(chromium: Any, tmp_path: Path) -> None:
-    several = groups(read_rivals([make_run(tmp_path / "a", best_of=16), make_run(tmp_path / "b", advantage="rloo")]))
+    runs = [
+        make_run(tmp_path / f"{seed}{advantage}", seed=seed, advantage=advantage, best_of=16 * (advantage == "gae"))
+        for seed in (0, 1)
+        for advantage in ("gae", "rloo")
+    ]
+    several = groups(read_rivals(runs))
+    assert several_seeds(several)
     comparison_page.write_page(tmp_path / "page.html", several, None)
     assert browser.faults(chromium, tmp_path / "page.html") == []
 
