@@ -114,12 +114,13 @@ def _parameters(options: Namespace) -> dict[str, Any]:
 def _longest(parameters: Mapping[str, Any]) -> int:
     """Tokens that a reply has at most, by what the requests say of it. Raises RecipeError where that is no bound."""
     said = [parameters[name] for name in LIMITS if name in parameters]
-    if not said or not all(type(value) is int and 0 < value < MOST_TOKENS for value in said):
+    bounds = [value for value in said if type(value) is int and 0 < value < MOST_TOKENS]
+    if not bounds or len(bounds) < len(said):
         raise RecipeError(
             f"--max-cost needs a bound on the length of a reply; give {' or '.join(LIMITS)} a whole number above 0, "
             "by --max-tokens or --parameter"
         )
-    return max(said)
+    return max(bounds)
 
 
 def _system(path: str | None) -> str:

@@ -4,8 +4,8 @@
     reply = ask(endpoint, {"model": "...", "messages": [...]})
 
 The key is a header of the request and nothing else: it is in no message, and what a server sends back of it is masked,
-as are a password and a query in the url. No redirect is followed, so the key goes to the host that was named and to no other. Left out on purpose: streaming,
-and client libraries of single services.
+as are a password and a query in the url. No redirect is followed, so the key goes to the host that was named and to no
+other. Left out on purpose: streaming, and client libraries of single services.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def asked_again(asked: Messages) -> Messages:
 def verdict(reply: str, *, cut: bool) -> str | None:
     """`A`, `B` or `C`: the verdict in the last line that has one, as judges quote rules and answers before they decide.
 
-    None where there is none, or that line has several: it may be the rules again. cut: whether the reply broke off at a limit of length; its end, which holds the verdict,
-    is then not there.
+    None where there is none, or that line has several: it may be the rules again. cut: whether the reply broke off at a
+    limit of length; its end, which holds the verdict, is then not there.
     """
     found = [said for line in reply.splitlines() if (said := set(_VERDICT.findall(line)))]
     return str(*found[-1]) if found and len(found[-1]) == 1 and not cut else None
