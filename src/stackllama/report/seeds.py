@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -55,7 +55,7 @@ AT_KL = (
 
 
 def kinds(groups: Sequence[Group], told: Callable[[Group], Sequence[Mapping[str, Any]]] = rows) -> list[Kind]:
-    """The rivals by what they are, best-of-n first, each with its row under each seed. told: rows of a group.
+    """The rivals by what they are, each with its row under each seed, in the order of rows. told: rows of a group.
 
     Two runs of a group that are alike are told apart by their names, so they pool with nothing.
     """
@@ -86,20 +86,23 @@ def tables(groups: Sequence[Group], kl: float | None) -> list[Table]:
     if not several_seeds(groups):
         return []
     level, found = _confidence(groups), kinds(groups)
-    made = [table for measure in MEASURES if (table := _by_seed(found, measure, level)) is not None]
-    first = next((measure for measure in MEASURES if any(_values(kind, measure.key) for kind in found)), None)
-    if first is not None and (paired := _paired(found, first, level)) is not None:
-        made.append(paired)
+    made = _told_of(found, found, MEASURES, level)
     if kl is not None:
         there = kinds(groups, lambda group: rows_at(group, kl))
-        at = [Measure(one.key, f"At {show(kl)} nats: {one.title}", one.digits, one.signed) for one in AT_KL]
-        made += [table for measure in at if (table := _by_seed(there, measure, level)) is not None]
-        first = next((measure for measure in at if any(_values(kind, measure.key) for kind in there)), None)
-        watched = [kind for kind in there if not any("kl_bound" in row for row in kind.rows.values())]
         # Best-of-n was measured on the exam's questions, the others on held-back prompts: no pair.
-        if first is not None and (paired := _paired(watched, first, level)) is not None:
-            made.append(paired)
+        watched = [kind for kind in there if not any("kl_bound" in row for row in kind.rows.values())]
+        made += _told_of(
+            there, watched, [replace(one, title=f"At {show(kl)} nats: {one.title}") for one in AT_KL], level
+        )
     return made
+
+
+def _told_of(found: Sequence[Kind], paired: Sequence[Kind], measures: Sequence[Measure], level: float) -> list[Table]:
+    """A table for each measure that is known, then the differences by the first of them, among those of `paired`."""
+    known = [measure for measure in measures if any(_values(kind, measure.key) for kind in found)]
+    made = [_by_seed(found, measure, level) for measure in known]
+    differences = _paired(paired, known[0], level) if known else None
+    return made if differences is None else [*made, differences]
 
 
 def to_json(groups: Sequence[Group], kl: float | None) -> dict[str, Any] | None:
@@ -124,7 +127,7 @@ def _numbers(found: Sequence[Kind], measures: Sequence[Measure], level: float) -
     return told
 
 
-def _by_seed(found: Sequence[Kind], measure: Measure, level: float) -> Table | None:
+def _by_seed(found: Sequence[Kind], measure: Measure, level: float) -> Table:
     seeds = sorted({seed for kind in found for seed in kind.rows})
     made = []
     for kind in found:
@@ -133,7 +136,7 @@ def _by_seed(found: Sequence[Kind], measure: Measure, level: float) -> Table | N
             cells = [show(values.get(seed), measure.digits, signed=measure.signed) for seed in seeds]
             made.append((kind.label, *cells, _told(_mean(list(values.values()), level), measure)))
     head = ("", *(f"seed {seed}" for seed in seeds), f"mean [{100 * level:.3g}% over seeds]")
-    return Table(measure.title, head, made) if made else None
+    return Table(measure.title, head, made)
 
 
 def _paired(found: Sequence[Kind], measure: Measure, level: float) -> Table | None:
