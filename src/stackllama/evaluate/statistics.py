@@ -246,7 +246,7 @@ def student_t(confidence: float, freedom: int) -> float:
     """Give what Student's t with so many degrees of freedom stays within, either side of 0, with this probability.
 
     Up to `EXACT` degrees by bisection of its distribution, which is a finite sum (Abramowitz and Stegun 26.7.3 and
-    26.7.4); beyond by Fisher's expansion around the normal quantile (26.7.5, two terms), right to six digits there.
+    26.7.4); beyond by Fisher's expansion around the normal quantile (26.7.5, two terms), right to five decimals there.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     if freedom > EXACT:
